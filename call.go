@@ -11,6 +11,7 @@ import (
 // Stages must not change it.
 type Call struct {
 	ID        string    // the client's id, else generated; unique within Task
+	Generated bool      // the edge made ID up, so nobody can retry under it
 	Task      TaskID    // the task instance it belongs to
 	Tenant    Tenant    // owner of the task
 	Agent     AgentID   // who calls

@@ -66,6 +66,7 @@ const (
 	CodeSandboxGrade   Code = "sandbox.grade" // this host cannot give the demanded grade
 	CodeSandboxMissing Code = "sandbox.unavailable"
 
+	CodeToolError        Code = "tool.error" // the tool itself reports a failure
 	CodeUpstreamFailed   Code = "upstream.failed"
 	CodeUpstreamTimeout  Code = "upstream.timeout"
 	CodeUpstreamTooLarge Code = "upstream.too_large"

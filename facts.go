@@ -89,6 +89,7 @@ type Question struct {
 	ID      string    // approval id
 	Bytes   []byte    // the signed question; its digest binds the answer
 	Expires time.Time //
+	Shown   bool      // it was recorded and shown before
 }
 
 // An Approval is a person's yes to one question: single-use, burnt at Admit.

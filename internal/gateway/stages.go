@@ -18,7 +18,10 @@ type Verifier interface {
 	// call and returns what the chain allows for it. It only peeks: budgets do
 	// not move. A sequence number is used up once its MAC has verified. Every
 	// error is a *vault.Denial. call.Task, Tenant, Agent and Principal may be
-	// empty before; the grant says them.
+	// empty before; the grant says them. When the chain is authentic and
+	// possession was proven and the call is refused all the same (constraint,
+	// expiry, revocation), the grant returned beside the error names task, agent,
+	// principal, links and proof, so that the refusal is recorded in its run; else it is zero.
 	Verify(ctx context.Context, call *vault.Call) (vault.Grant, error)
 	// Reverify checks the constraints again for a call whose arguments a stage
 	// transformed. The proof in g stands.
@@ -35,6 +38,9 @@ type Catalogue interface {
 	// Resolve returns what is known of the target, or a *vault.Denial: unknown,
 	// quarantined, or arguments that do not match the schema.
 	Resolve(ctx context.Context, call *vault.Call, g *vault.Grant) (vault.Tool, error)
+	// Recheck reports a *vault.Denial unless t is still what is registered and
+	// pinned. It is cheap: Admit calls it for every call.
+	Recheck(ctx context.Context, t *vault.Tool) error
 	// CheckResult holds a result against the tool's output schema, if it has
 	// one. The error is a *vault.Denial with code result.schema.
 	CheckResult(ctx context.Context, call *vault.Call, t *vault.Tool, raw []byte) error
@@ -74,7 +80,8 @@ type Scanner interface {
 // An Approver puts questions to people.
 type Approver interface {
 	// Question renders and signs the question for exactly these facts and this
-	// decision. The same facts give the same open question. A *vault.Denial with
+	// decision. The same facts give the same open question, or the one that was
+	// answered and not yet spent; Shown says that it is not new. A *vault.Denial with
 	// approval.nobody means that nobody could answer.
 	Question(ctx context.Context, f *vault.Facts, d vault.Decision, policy vault.Digest) (vault.Question, error)
 	// Show makes the question visible to approvers. The caller has recorded it.
