@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"iter"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -124,6 +125,31 @@ func (v Value) Raw() string {
 	}
 	n := &v.d.nodes[v.i]
 	return v.d.text[n.start:n.end]
+}
+
+// Args returns v as a document of its own, the zero Args for an absent v. It
+// shares v's text: the canonical form of a part is the part of the canonical form.
+func (v Value) Args() Args {
+	if v.d == nil {
+		return Args{}
+	}
+	root := v.d.nodes[v.i]
+	d := &doc{text: v.d.text[root.start:root.end], nodes: slices.Clone(v.d.nodes[v.i:root.next])}
+	for i := range d.nodes {
+		n := &d.nodes[i]
+		n.start -= root.start
+		n.end -= root.start
+		n.next -= v.i
+		if i == 0 {
+			n.keyStart, n.keyEnd = 0, 0
+			continue
+		}
+		if n.keyEnd > 0 {
+			n.keyStart -= root.start
+			n.keyEnd -= root.start
+		}
+	}
+	return d.seal()
 }
 
 // Str returns the decoded string, and false if v is not one.

@@ -115,6 +115,8 @@ type Debit struct {
 type Result struct {
 	Raw      json.RawMessage // exact result object
 	IsError  bool            // the server says that the call failed
+	Refused  bool            // Raw is the protocol's error object instead of a result; IsError is set too
+	Partial  bool            // Raw asks the caller for input (MCP input_required) and is no final result
 	Label    Label
 	Withheld bool // the effect happened and the content is not released
 	Event    uint64

@@ -47,7 +47,8 @@ const (
 	CodePolicyUndefined Code = "policy_undefined"
 	CodePolicyError     Code = "policy_error"
 	CodePolicyAsks      Code = "policy_asks"
-	CodeScan            Code = "scan.content" // a scanner objects, at Path
+	CodePolicyNotify    Code = "policy_notify" // somebody is to be told
+	CodeScan            Code = "scan.content"  // a scanner objects, at Path
 	CodeScanError       Code = "scan.error"
 
 	CodeApprovalRequired Code = "approval.required" // pending: a person has to answer

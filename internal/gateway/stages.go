@@ -1,8 +1,3 @@
-// Package gateway takes one call from request to recorded result.
-//
-// It owns the order of the stages and declares the interface of each; the stages
-// themselves live in sibling packages that it does not import. Start with
-// [Gateway.Handle].
 package gateway
 
 import (

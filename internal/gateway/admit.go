@@ -1,0 +1,73 @@
+package gateway
+
+import (
+	"context"
+
+	"github.com/pilox/vault"
+)
+
+// admit is the last step before the effect. Under the task's lock it checks again
+// everything that may have changed since it was decided, takes the debits and
+// marks the approvals as spent; then it writes the intent and waits until that is
+// durable.
+//
+// The intent carries the debits and the spent approvals, so the one record is the
+// whole transaction: after a crash the counters and the spent approvals are
+// rebuilt from intents, and neither can exist without the other. The lock is not
+// held while the disk is: that would allow one durable write at a time per task.
+func (g *Gateway) admit(ctx context.Context, f *vault.Facts, e *entry, d decided, approvals []vault.Approval) (vault.Receipt, error) {
+	debits := f.Grant.Debits
+	for _, a := range approvals {
+		debits = append(debits[:len(debits):len(debits)], vault.Debit{Counter: "approval/" + a.ID, Amount: 1, Limit: 1, Unit: "uses", Kept: true})
+	}
+	err := g.Tasks.locked(f.Call.Task, func() error {
+		if err := g.recheck(ctx, f, d, approvals); err != nil {
+			return err
+		}
+		return g.Tasks.debit(debits)
+	})
+	if err != nil {
+		return vault.Receipt{}, err
+	}
+	receipt, err := g.Recorder.Commit(ctx, intentEvent(f, d, debits))
+	if err != nil {
+		// Nothing was dispatched, so everything is given back. Should the intent be
+		// in the ledger after all, recovery closes it as unknown and keeps the debit.
+		g.Tasks.giveBack(debits)
+		out := vault.NewDenial(vault.CodeLedger, "", err)
+		out.Retry = vault.RetryAfter
+		return vault.Receipt{}, out
+	}
+	for _, a := range approvals {
+		g.Approver.Spend(ctx, a)
+	}
+	g.Tasks.admitted(e, receipt.Index)
+	return receipt, nil
+}
+
+// recheck holds against the present what was decided in the past.
+func (g *Gateway) recheck(ctx context.Context, f *vault.Facts, d decided, approvals []vault.Approval) error {
+	return guard("recheck", func() error {
+		if err := ctx.Err(); err != nil {
+			return vault.NewDenial(vault.CodeCancelled, "", err)
+		}
+		if err := g.Verifier.Recheck(ctx, f.Grant); err != nil {
+			return err
+		}
+		if err := g.Catalogue.Recheck(ctx, f.Tool); err != nil {
+			return err
+		}
+		if d.policy != g.Policy.Revision() {
+			// The policy changed while the call was on its way: it must allow too.
+			if v := g.Policy.Decide(ctx, f); v.Verdict < d.decision.Verdict {
+				return denial(v)
+			}
+		}
+		for _, a := range approvals {
+			if err := g.Approver.Recheck(ctx, a, f, d.decision, d.policy); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,62 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// redacted stands where a value was taken out.
+const redacted = "[redacted]"
+
+// redact replaces the value at a JSON Pointer of a result. A path that does not
+// exist is no error: then there is nothing to hide.
+func redact(raw []byte, pointer string) ([]byte, error) {
+	if !strings.HasPrefix(pointer, "/") {
+		return nil, errors.New("not a JSON Pointer")
+	}
+	var doc any
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	if err := dec.Decode(&doc); err != nil {
+		return nil, fmt.Errorf("decode result: %w", err)
+	}
+	at := doc
+	tokens := strings.Split(pointer[1:], "/")
+	for i, token := range tokens {
+		token = strings.ReplaceAll(strings.ReplaceAll(token, "~1", "/"), "~0", "~")
+		last := i == len(tokens)-1
+		switch v := at.(type) {
+		case map[string]any:
+			next, ok := v[token]
+			if !ok {
+				return raw, nil
+			}
+			if last {
+				v[token] = redacted
+			}
+			at = next
+		case []any:
+			n, err := strconv.Atoi(token)
+			if err != nil || n < 0 || n >= len(v) {
+				return raw, nil
+			}
+			if last {
+				v[n] = redacted
+			}
+			at = v[n]
+		default:
+			return raw, nil
+		}
+	}
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(doc); err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return bytes.TrimRight(out.Bytes(), "\n"), nil
+}
