@@ -167,3 +167,29 @@ func BenchmarkParseArgs(b *testing.B) {
 		}
 	}
 }
+
+func TestValueArgsIsThePartItself(t *testing.T) {
+	whole := MustArgs(`{"b":[1,{"y":"é\n","x":{"":[2,{}]}}],"a":"s"}`)
+	for _, pointer := range []string{"", "/a", "/b", "/b/0", "/b/1", "/b/1/x", "/b/1/x/", "/b/1/y"} {
+		v := whole.At(pointer)
+		part := v.Args()
+		fresh, err := ParseValue([]byte(v.Raw()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if part.Digest() != fresh.Digest() || part.String() != fresh.String() {
+			t.Errorf("%q: part %s, parsed again %s", pointer, part, fresh)
+		}
+		if len(part.d.nodes) != len(fresh.d.nodes) {
+			t.Fatalf("%q: %d nodes, want %d", pointer, len(part.d.nodes), len(fresh.d.nodes))
+		}
+		for i := range part.d.nodes {
+			if part.d.nodes[i] != fresh.d.nodes[i] {
+				t.Errorf("%q: node %d is %+v, want %+v", pointer, i, part.d.nodes[i], fresh.d.nodes[i])
+			}
+		}
+	}
+	if a := whole.At("/none").Args(); !a.IsZero() {
+		t.Errorf("absent value gave %s", a)
+	}
+}
