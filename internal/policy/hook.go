@@ -1,0 +1,203 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/rego"
+
+	"github.com/pilox/vault"
+)
+
+// A Match says which calls a hook is for. All its parts must hold; the zero
+// Match holds for every call of every kind.
+type Match struct {
+	// Tool is a list of globs over "server.tool", for kinds without a server
+	// "kind.name" (egress.api.example, exec.git). A star stands for any run of
+	// characters, dots included; the whole name must match. Empty: every target.
+	Tool []string
+	// Kinds lists kinds of call. Empty: every kind, so that a rule which was
+	// meant for tools denies as undefined rather than misses another way out.
+	Kinds []vault.Kind
+	// Risk is "", or "low", "medium", "high" with or without ">=" before it:
+	// the call's tool has at least this risk.
+	Risk string
+}
+
+// maxGlobs bounds the patterns of one hook; each is tried on every call.
+const maxGlobs = 256
+
+type match struct {
+	tools  []string
+	kinds  []vault.Kind
+	risky  bool
+	atRisk vault.Risk
+}
+
+func (m Match) compile() (match, error) {
+	c := match{tools: m.Tool, kinds: m.Kinds}
+	if len(m.Tool) > maxGlobs {
+		return match{}, fmt.Errorf("match.tool: %d patterns, at most %d: split the hook", len(m.Tool), maxGlobs)
+	}
+	for _, g := range m.Tool {
+		if g == "" || strings.ContainsAny(g, "?[]{}\\") {
+			return match{}, fmt.Errorf("match.tool: pattern %q: only * is special, as in \"pay.*\"", g)
+		}
+	}
+	for _, k := range m.Kinds {
+		if _, err := vault.ParseKind(string(k)); err != nil {
+			return match{}, fmt.Errorf("match.kinds: %w", err)
+		}
+	}
+	if m.Risk == "" {
+		return c, nil
+	}
+	c.risky = true
+	word := strings.TrimSpace(strings.TrimPrefix(m.Risk, ">="))
+	for _, r := range []vault.Risk{vault.RiskLow, vault.RiskMedium, vault.RiskHigh} {
+		if r.String() == word {
+			c.atRisk = r
+			return c, nil
+		}
+	}
+	return match{}, fmt.Errorf("match.risk: %q: want low, medium or high, as in \">=medium\"", m.Risk)
+}
+
+func (m *match) matches(f *vault.Facts) bool {
+	if m.risky && !f.Tool.Risk.AtLeast(m.atRisk) {
+		return false
+	}
+	if len(m.kinds) > 0 && !slices.Contains(m.kinds, f.Call.Kind) {
+		return false
+	}
+	if len(m.tools) == 0 {
+		return true
+	}
+	server := f.Call.Server
+	if server == "" {
+		server = string(f.Call.Kind)
+	}
+	name := server + "." + f.Call.Target.Name
+	return slices.ContainsFunc(m.tools, func(g string) bool { return glob(g, name) })
+}
+
+// glob matches the whole of s against a pattern whose only special character is
+// the star. It backtracks to the last star only, so it is linear in practice and
+// at worst len(pattern) × len(s).
+func glob(pattern, s string) bool {
+	star, mark := -1, 0
+	p, i := 0, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, i
+			p++
+		case p < len(pattern) && pattern[p] == s[i]:
+			p++
+			i++
+		case star >= 0:
+			mark++
+			p, i = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// A hook is a compiled Hook.
+type hook struct {
+	query    string
+	mode     Mode
+	match    match
+	deadline time.Duration
+	steps    int
+	needs    needs // what of the input its rules can look at
+	prepared rego.PreparedEvalQuery
+}
+
+// compile checks h and prepares its query against the compiled rules.
+func (h Hook) compile(ctx context.Context, r *rules) (hook, error) {
+	c := hook{query: h.Query, mode: h.Mode, deadline: h.Deadline, steps: h.Steps}
+	if h.At != AtToolCall {
+		return hook{}, fmt.Errorf("at: %q: hooks stand at %s", h.At, AtToolCall)
+	}
+	if h.OnError != "" && h.OnError != "deny" {
+		return hook{}, fmt.Errorf("on_error: %q: an error denies, there is no other value", h.OnError)
+	}
+	switch c.mode {
+	case "":
+		c.mode = Enforce
+	case Enforce, Shadow, Off:
+	default:
+		return hook{}, fmt.Errorf("mode: %q: want enforce, shadow or off", h.Mode)
+	}
+	if h.Deadline < 0 || h.Steps < 0 {
+		return hook{}, errors.New("budget: a negative bound makes no sense")
+	}
+	if c.deadline == 0 {
+		c.deadline = defaultDeadline
+	}
+	if c.steps == 0 {
+		c.steps = defaultSteps
+	}
+	var err error
+	if c.match, err = h.Match.compile(); err != nil {
+		return hook{}, err
+	}
+	ref, err := r.rule(h.Query)
+	if err != nil {
+		return hook{}, err
+	}
+	c.needs = r.needs
+	c.prepared, err = rego.New(
+		rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(ref)))),
+		rego.Compiler(r.compiler),
+		rego.Store(r.store),
+		rego.Capabilities(r.capabilities),
+		rego.StrictBuiltinErrors(true),
+	).PrepareForEval(ctx)
+	if err != nil {
+		return hook{}, fmt.Errorf("prepare %s: %w", h.Query, err)
+	}
+	return c, nil
+}
+
+// eval returns the value of the hook's rule, nil if it is undefined.
+func (h *hook) eval(ctx context.Context, in *input) (ast.Value, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	doc, err := in.value(h.needs)
+	if err != nil {
+		return nil, fmt.Errorf("build input: %w", err)
+	}
+	b := &budget{left: h.steps}
+	timer := time.AfterFunc(h.deadline, b.Cancel)
+	defer timer.Stop()
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, b.Cancel)()
+	}
+	var v ast.Value
+	rs, err := h.prepared.Eval(ctx,
+		rego.EvalParsedInput(doc),
+		rego.EvalExternalCancel(b),
+		// The answer is read as OPA holds it; turning it into Go maps first
+		// would cost as much as a small policy.
+		rego.EvalGenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) {
+			v = t.Value
+			return nil, nil
+		}))
+	if err != nil {
+		return nil, b.explain(ctx, err)
+	}
+	if len(rs) == 0 {
+		return nil, nil
+	}
+	return v, nil
+}
