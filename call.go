@@ -78,6 +78,7 @@ type Grant struct {
 	Inputs    string    // the user's own words, the only trusted task text
 	Expires   time.Time //
 	Proof     ProofKind //
+	Holders   []Digest  // RFC 9679 thumbprints of the keys the links are bound to, root first; none of them may approve
 	AnyArgs   bool      // the rule says args: any; marked in every record
 	SameUID   bool      // agent and daemon share a uid outside our sandbox
 

@@ -138,6 +138,9 @@ func NewTaskID() TaskID { return TaskID("t-" + randomID()) }
 // NewCallID returns a fresh random call id for callers that bring none.
 func NewCallID() string { return "c-" + randomID() }
 
+// NewApprovalID returns a fresh random id for a question to a person.
+func NewApprovalID() string { return "a-" + randomID() }
+
 var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
 // randomID returns 128 random bits as 26 characters.
