@@ -297,13 +297,14 @@ func (v Value) walk(path string, yield func(string, Value) bool) bool {
 		return true
 	case Absent:
 		return true
+	case Null, Bool, Number, String:
 	}
 	return yield(path, v)
 }
 
 // PointerToken escapes one reference token of a JSON Pointer.
 func PointerToken(s string) string {
-	if strings.IndexAny(s, "~/") < 0 {
+	if !strings.ContainsAny(s, "~/") {
 		return s
 	}
 	return strings.ReplaceAll(strings.ReplaceAll(s, "~", "~0"), "/", "~1")
@@ -379,7 +380,7 @@ func splitExponent(e []byte) (digits []byte, exp int) {
 // canonicalNumber appends the canonical form of a JSON number, or reports that a
 // double does not keep its exact decimal value.
 func canonicalNumber(b []byte, s string) ([]byte, bool) {
-	if len(s) <= 15 && strings.IndexAny(s, ".eE") < 0 {
+	if len(s) <= 15 && !strings.ContainsAny(s, ".eE") {
 		if s == "-0" {
 			s = "0"
 		}

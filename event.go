@@ -26,11 +26,7 @@ const (
 
 // Closes reports whether p ends an intent.
 func (p Phase) Closes() bool {
-	switch p {
-	case PhaseDone, PhaseFailed, PhaseCancelled, PhaseUnknown:
-		return true
-	}
-	return false
+	return p == PhaseDone || p == PhaseFailed || p == PhaseCancelled || p == PhaseUnknown
 }
 
 // A Class is a sort of event. It fixes the set of sensitive fields.

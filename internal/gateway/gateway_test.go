@@ -3,7 +3,6 @@ package gateway_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -19,7 +18,7 @@ func newGateway(s *vaulttest.Stages) *gateway.Gateway {
 	return &gateway.Gateway{
 		Verifier: s, Catalogue: s.Catalogue(), Flow: s, Policy: s, Scanner: s,
 		Approver: s.Approver(), Runner: s, Recorder: s,
-		Tasks: new(gateway.Tasks), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Tasks: new(gateway.Tasks), Log: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -12,6 +12,15 @@ import (
 // redacted stands where a value was taken out.
 const redacted = "[redacted]"
 
+// index parses an array index of a JSON Pointer; -1 if there is no such element.
+func index(token string, length int) int {
+	n, err := strconv.Atoi(token)
+	if err != nil || n < 0 || n >= length {
+		return -1
+	}
+	return n
+}
+
 // redact replaces the value at a JSON Pointer of a result. A path that does not
 // exist is no error: then there is nothing to hide.
 func redact(raw []byte, pointer string) ([]byte, error) {
@@ -40,8 +49,8 @@ func redact(raw []byte, pointer string) ([]byte, error) {
 			}
 			at = next
 		case []any:
-			n, err := strconv.Atoi(token)
-			if err != nil || n < 0 || n >= len(v) {
+			n := index(token, len(v))
+			if n < 0 {
 				return raw, nil
 			}
 			if last {

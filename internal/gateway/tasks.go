@@ -39,11 +39,11 @@ type task struct {
 
 // An entry is one call id of a task.
 type entry struct {
-	task  vault.TaskID
-	id    string
-	print vault.Digest  // of kind, target and arguments; zero if not known any more
-	done  chan struct{} // closed when the call is over
-	own   bool          // the id was generated: nobody can retry under it
+	task vault.TaskID
+	id   string
+	what vault.Digest  // of kind, target and arguments; zero if not known any more
+	done chan struct{} // closed when the call is over
+	own  bool          // the id was generated: nobody can retry under it
 
 	// Guarded by Tasks.mu until done is closed, then fixed.
 	phase  vault.Phase // zero until an outcome is known
@@ -78,7 +78,7 @@ func (t *Tasks) get(id vault.TaskID) *task {
 // begin registers a call. mine is false if the id is in flight or closed: then
 // wait on the entry.
 func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
-	print := fingerprint(c)
+	what := fingerprint(c)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.get(c.Task)
@@ -88,7 +88,7 @@ func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
 			d := vault.NewDenial(vault.CodeCallUnknown, "", nil)
 			d.Executed = vault.ExecutedUnknown
 			return nil, false, d
-		case !e.print.IsZero() && e.print != print:
+		case !e.what.IsZero() && e.what != what:
 			return nil, false, vault.NewDenial(vault.CodeCallArgsDiffer, "", nil)
 		}
 		return e, false, nil
@@ -103,7 +103,7 @@ func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
 		return nil, false, d
 	}
 	k.inFlight++
-	e = &entry{task: c.Task, id: c.ID, print: print, done: make(chan struct{}), own: c.Generated}
+	e = &entry{task: c.Task, id: c.ID, what: what, done: make(chan struct{}), own: c.Generated}
 	k.entries[c.ID] = e
 	return e, true, nil
 }
@@ -145,10 +145,10 @@ func (t *Tasks) keep(e *entry) {
 		t.kept -= len(old.res.Raw)
 		if old != e {
 			// Somebody may be reading old: replace it instead of changing it.
-			t.get(old.task).entries[old.id] = &entry{task: old.task, id: old.id, print: old.print, done: closed, phase: old.phase, intent: old.intent, ran: true, lost: true}
+			t.get(old.task).entries[old.id] = &entry{task: old.task, id: old.id, what: old.what, done: closed, phase: old.phase, intent: old.intent, ran: true, lost: true}
 			continue
 		}
-		t.get(e.task).entries[e.id] = &entry{task: e.task, id: e.id, print: e.print, done: closed, phase: e.phase, intent: e.intent, ran: true, lost: true}
+		t.get(e.task).entries[e.id] = &entry{task: e.task, id: e.id, what: e.what, done: closed, phase: e.phase, intent: e.intent, ran: true, lost: true}
 	}
 }
 

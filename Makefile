@@ -1,0 +1,46 @@
+# make            everything a change must pass
+# make build      the binary, ./bin/pvault
+# make test       the tests with the race detector, real servers included
+# make test-long  what takes longer than CI allows: 10,000 kills, fuzzing, soak
+# make fuzz       each fuzz target for FUZZTIME
+# make bench      benchmarks with allocations, and pvault bench
+# make fix        formats and modernises the code
+# make update     rewrites golden files and depaware.txt; read the diff before you commit it
+FUZZTIME ?= 1m
+TOOL = go tool -modfile=tools/go.mod
+
+check: lint test
+	go mod tidy -diff
+	$(TOOL) depaware --check ./cmd/pvault
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/pvault ./cmd/pvault
+
+lint:
+	go vet ./...
+	$(TOOL) golangci-lint run
+
+test:
+	go test -race ./...
+
+test-long:
+	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak' ./internal/daemon ./internal/ledger
+	$(MAKE) fuzz
+
+fuzz:
+	set -e; for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep '^Fuzz' || true); do \
+	go test $$p -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME); done; done
+
+bench: build
+	go test -run '^$$' -bench . -benchmem . ./capability ./evidence ./internal/...
+	./bin/pvault bench
+
+fix:
+	go fix ./...
+	$(TOOL) golangci-lint fmt
+
+update:
+	UPDATE=1 go test ./...
+	$(TOOL) depaware --update ./cmd/pvault
+
+.PHONY: check build lint test test-long fuzz bench fix update

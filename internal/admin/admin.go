@@ -1,0 +1,191 @@
+// Package admin is the edge for operators: an HTTP API over the daemon's Unix
+// socket, its client, and the signature by which an approver allows what peer
+// credentials alone may not.
+//
+// It owns the shape of the requests and who may make them. What a request does is
+// behind [Backend], which the daemon implements. Start with [Backend] and [Client].
+//
+// It promises: whoever can open the socket may read, call, open tasks that were
+// approved before, and stop things, because stopping only takes authority away.
+// Minting from a task file that is new or changed, registering and reviewing
+// servers need the signature of an approver key over the exact request and a
+// challenge that is used once.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/pilox/vault"
+)
+
+// A Peer is who is at the other end of the socket, as the kernel says.
+type Peer struct {
+	UID int
+	PID int
+}
+
+// A Status is what a running daemon says about itself.
+type Status struct {
+	Version    string    `json:"version"`
+	PID        int       `json:"pid"`
+	Started    time.Time `json:"started"`
+	Data       string    `json:"data"`
+	HTTP       string    `json:"http"`
+	Tenant     string    `json:"tenant"`
+	Cluster    string    `json:"cluster"` // audience of its capabilities
+	Ledger     uint64    `json:"ledger"`  // events
+	Origin     string    `json:"origin"`
+	LedgerKey  string    `json:"ledger_key"` // note verifier key, for pinning
+	Grade      string    `json:"grade"`      // of the process sandbox
+	Policy     string    `json:"policy"`
+	Approvers  int       `json:"approvers"`
+	OpenAsks   int       `json:"open_approvals"`
+	Resident   uint64    `json:"resident_bytes"`
+	Killed     bool      `json:"killed"`
+	KeyWarning string    `json:"key_warning"`
+}
+
+// A TaskRequest opens a task instance from a task file.
+type TaskRequest struct {
+	File   []byte `json:"file"`             // the exact bytes of task.yaml
+	Inputs []byte `json:"inputs,omitempty"` // the exact bytes of the file it names
+	Agent  string `json:"agent,omitempty"`  // name of the agent; empty means "local"
+	New    bool   `json:"new,omitempty"`    // a new instance even if one is open
+	// Bind says what the capability is bound to: "peer" (the caller's uid, the
+	// default), "bearer", or "key:" and the base64url of an Ed25519 public key.
+	Bind string `json:"bind,omitempty"`
+}
+
+// A Task is an open task instance and the capability that carries it.
+type Task struct {
+	ID        vault.TaskID  `json:"id"`
+	Agent     vault.AgentID `json:"agent"`
+	Principal string        `json:"principal"`
+	Purpose   string        `json:"purpose"`
+	Opened    time.Time     `json:"opened"`
+	Expires   time.Time     `json:"expires"`
+	State     string        `json:"state"` // open, closed, revoked
+	Rejoined  bool          `json:"rejoined,omitempty"`
+	Token     string        `json:"token,omitempty"`
+}
+
+// A CallRequest is one call made by hand or by a script.
+type CallRequest struct {
+	Token  string          `json:"token"`
+	ID     string          `json:"id,omitempty"`
+	Kind   vault.Kind      `json:"kind"`
+	Server string          `json:"server,omitempty"`
+	Name   string          `json:"name"`
+	Args   json.RawMessage `json:"args"`
+}
+
+// A CallAnswer is a result or a denial, never both.
+type CallAnswer struct {
+	Result  json.RawMessage `json:"result,omitempty"`
+	IsError bool            `json:"is_error,omitempty"`
+	Event   *uint64         `json:"event,omitempty"`
+	Denial  *vault.Denial   `json:"denial,omitempty"`
+}
+
+// An Approval is a question to people as they see it.
+type Approval struct {
+	ID       string    `json:"id"`
+	State    string    `json:"state"`
+	Agent    string    `json:"agent"`
+	Target   string    `json:"target"`
+	Groups   []string  `json:"groups"`
+	Expires  time.Time `json:"expires"`
+	Text     string    `json:"text"`     // rendered from Question
+	Question []byte    `json:"question"` // the signed bytes an answer is bound to
+}
+
+// A ServerRequest registers a server.
+type ServerRequest struct {
+	Name         string          `json:"name"`
+	Registration json.RawMessage `json:"registration"` // see package tool
+}
+
+// A Server is a registered server as the operator sees it.
+type Server struct {
+	Name        string            `json:"name"`
+	ID          string            `json:"id"`
+	Source      string            `json:"source"` // where it was installed from, or its URL
+	Integrity   string            `json:"integrity"`
+	Holds       string            `json:"holds"`
+	Tools       []string          `json:"tools"`
+	Quarantined map[string]string `json:"quarantined,omitempty"` // tool → what changed
+	New         []string          `json:"new,omitempty"`         // tools nobody has reviewed
+	Findings    []string          `json:"findings,omitempty"`
+	State       string            `json:"state"`
+}
+
+// A RunRequest starts a program in a sandbox under a task's capability.
+type RunRequest struct {
+	Token     string   `json:"token"`
+	Argv      []string `json:"argv"`
+	ReadOnly  []string `json:"read_only,omitempty"`
+	ReadWrite []string `json:"read_write,omitempty"`
+}
+
+// A Frame is one piece of a streamed answer. Exactly one member is set.
+type Frame struct {
+	Progress string          `json:"progress,omitempty"`
+	Stdout   []byte          `json:"stdout,omitempty"`
+	Stderr   []byte          `json:"stderr,omitempty"`
+	Exit     *int            `json:"exit,omitempty"`
+	Server   *Server         `json:"server,omitempty"`
+	Event    json.RawMessage `json:"event,omitempty"`
+	Error    *Error          `json:"error,omitempty"`
+}
+
+// An Error is what the API answers instead of a result.
+type Error struct {
+	Code    string `json:"code"` // a vault.Code, or not_found, invalid, approver_required, internal
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"` // what to do next
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// A RevokeRequest names what is stopped: one of link, agent, task, all.
+type RevokeRequest struct {
+	What string `json:"what"`
+	ID   string `json:"id,omitempty"`
+	Why  string `json:"why,omitempty"`
+}
+
+// A Backend does what the API asks. Methods marked signed are called only after
+// an approver's signature over the request was verified; approver is its name.
+type Backend interface {
+	Status(ctx context.Context) (Status, error)
+	Doctor(ctx context.Context) (json.RawMessage, error)
+
+	// OpenTask rejoins or opens an instance of a task file that an approver has
+	// minted from before. Else the error has code approver_required.
+	OpenTask(ctx context.Context, peer Peer, r TaskRequest) (Task, error)
+	MintTask(ctx context.Context, peer Peer, approver string, r TaskRequest) (Task, error) // signed
+	Tasks(ctx context.Context) ([]Task, error)
+	CloseTask(ctx context.Context, id vault.TaskID) error
+	Revoke(ctx context.Context, peer Peer, r RevokeRequest) (event uint64, err error)
+
+	Call(ctx context.Context, peer Peer, r CallRequest) (CallAnswer, error)
+	Run(ctx context.Context, peer Peer, r RunRequest, out func(Frame) error) error
+
+	Approvals(ctx context.Context, all bool) ([]Approval, error)
+	Answer(ctx context.Context, id string, answer []byte) error // carries its own signature
+
+	Servers(ctx context.Context) ([]Server, error)
+	AddServer(ctx context.Context, approver string, r ServerRequest, out func(Frame) error) (Server, error) // signed
+	ReviewServer(ctx context.Context, approver, name string, accept bool) (Server, error)                   // signed when accept
+	RemoveServer(ctx context.Context, approver, name string) error                                          // signed
+
+	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
+	Prove(ctx context.Context, index uint64) ([]byte, error)
+	Export(ctx context.Context, run vault.TaskID, disclose bool, w io.Writer) error
+
+	// Approver returns the public key of an approver by name.
+	Approver(name string) (key []byte, ok bool)
+}
