@@ -71,32 +71,55 @@ func FieldRoot(commitments []vault.Digest) vault.Digest {
 	return vault.Digest(root)
 }
 
-// An Opened is a field with what opens its commitment.
-type Opened struct {
-	Name  string
-	Value []byte // nil for null
-	Salt  Salt
-	// Size is set instead of Value for a value too large to keep: its length in
-	// bytes. The commitment is to the value itself, so whoever has it elsewhere
-	// can still show that it is the one.
-	Size    uint64
-	NotKept bool
+// NullSalt returns the salt of a field that the event does not have. It follows
+// from the seed that is sealed with each field that it does have:
+// HMAC-SHA256(seed, "vault/null/v1" ‖ name).
+func NullSalt(seed *Salt, name string) Salt {
+	mac := hmac.New(sha256.New, seed[:])
+	var small [64]byte
+	mac.Write(append(append(small[:0], "vault/null/v1"...), name...))
+	var s Salt
+	mac.Sum(s[:0])
+	return s
 }
 
-// The first byte of a sealed field.
+// An Opened is a field of an event with what opens its commitment.
+type Opened struct {
+	Name  string
+	Value []byte
+	Salt  Salt
+	Nulls Salt // seed of the salts of the fields that the event does not have
+	// NotKept marks a value too large to keep. Size is its length in bytes, and
+	// Commitment is to the value itself, so whoever has it elsewhere can still
+	// show, with the salt, that it is the one.
+	NotKept    bool
+	Size       uint64
+	Commitment vault.Digest
+}
+
+// Commit returns the commitment to o.
+func (o *Opened) Commit() vault.Digest {
+	if o.NotKept {
+		return o.Commitment
+	}
+	return Commit(&o.Salt, o.Name, o.Value)
+}
+
+// The byte after the salts of a sealed field.
 const (
 	sealedValue   = 0
 	sealedNotKept = 1
+	sealedHead    = 2*SaltSize + 1
 )
 
-// Seal encrypts o for the record at idx of log. The plaintext is salt ‖ kind ‖
-// value or length; the additional data binds it to its place: "vault/sealed/v1"
-// ‖ len(log) ‖ log ‖ idx ‖ field.
+// Seal encrypts o for the record at idx of log. The plaintext is salt ‖ seed ‖
+// kind ‖ value, or ‖ length ‖ commitment for one not kept. The additional data
+// binds it to its place: "vault/sealed/v1" ‖ len(log) ‖ log ‖ idx ‖ field.
 func (o *Opened) Seal(aead cipher.AEAD, nonce []byte, log string, idx uint64) []byte {
-	text := make([]byte, 0, SaltSize+1+max(8, len(o.Value))+aead.Overhead())
-	text = append(text, o.Salt[:]...)
+	text := make([]byte, 0, sealedHead+max(8+sha256.Size, len(o.Value))+aead.Overhead())
+	text = append(append(text, o.Salt[:]...), o.Nulls[:]...)
 	if o.NotKept {
-		text = appendUint64(append(text, sealedNotKept), o.Size)
+		text = append(appendUint64(append(text, sealedNotKept), o.Size), o.Commitment[:]...)
 	} else {
 		text = append(append(text, sealedValue), o.Value...)
 	}
@@ -106,25 +129,28 @@ func (o *Opened) Seal(aead cipher.AEAD, nonce []byte, log string, idx uint64) []
 
 // Open decrypts a sealed field of the record at s.Index of log.
 func (s *Sealed) Open(aead cipher.AEAD, log string) (Opened, error) {
+	fail := func(err error) (Opened, error) {
+		return Opened{}, fmt.Errorf("open field %s of record %d: %w", s.Field, s.Index, err)
+	}
 	if len(s.Nonce) != aead.NonceSize() {
-		return Opened{}, fmt.Errorf("open field %s of record %d: nonce of %d bytes", s.Field, s.Index, len(s.Nonce))
+		return fail(fmt.Errorf("nonce of %d bytes", len(s.Nonce)))
 	}
 	text, err := aead.Open(nil, s.Nonce, s.Text, sealedPlace(nil, log, s.Index, s.Field))
 	if err != nil {
-		return Opened{}, fmt.Errorf("open field %s of record %d: %w", s.Field, s.Index, err)
+		return fail(err)
 	}
-	if len(text) < SaltSize+1 {
-		return Opened{}, fmt.Errorf("open field %s of record %d: too short", s.Field, s.Index)
+	if len(text) < sealedHead {
+		return fail(errors.New("too short"))
 	}
-	o := Opened{Name: s.Field, Salt: Salt(text[:SaltSize])}
-	kind, rest := text[SaltSize], text[SaltSize+1:]
+	o := Opened{Name: s.Field, Salt: Salt(text[:SaltSize]), Nulls: Salt(text[SaltSize : 2*SaltSize])}
+	kind, rest := text[sealedHead-1], text[sealedHead:]
 	switch {
 	case kind == sealedValue:
 		o.Value = rest
-	case kind == sealedNotKept && len(rest) == 8:
-		o.NotKept, o.Size = true, binary.BigEndian.Uint64(rest)
+	case kind == sealedNotKept && len(rest) == 8+sha256.Size:
+		o.NotKept, o.Size, o.Commitment = true, binary.BigEndian.Uint64(rest), vault.Digest(rest[8:])
 	default:
-		return Opened{}, fmt.Errorf("open field %s of record %d: unknown form", s.Field, s.Index)
+		return fail(errors.New("unknown form"))
 	}
 	return o, nil
 }

@@ -54,8 +54,11 @@ func (t *Tree) AppendVisit(leaf vault.Digest, visit func(level uint, index uint6
 	}
 }
 
-// Root returns the root, the zero digest for an empty tree.
+// Root returns the root; for an empty tree SHA-256 of nothing, as RFC 6962 has it.
 func (t *Tree) Root() vault.Digest {
+	if t.r.End() == 0 {
+		return sha256.Sum256(nil)
+	}
 	h, err := t.r.GetRootHash(nil)
 	if err != nil || len(h) != sha256.Size {
 		return vault.Digest{}
