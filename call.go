@@ -49,6 +49,7 @@ type Binding struct {
 	Peer     bool
 	Bearer   bool   // the token came alone over loopback HTTP
 	Exporter []byte // tls-exporter value of the connection
+	SPIFFE   string // SPIFFE ID that mutual TLS authenticated
 }
 
 // A ProofKind says how a caller proved possession of its capability. The zero
@@ -59,6 +60,7 @@ type ProofKind string
 const (
 	ProofSignature ProofKind = "signature" // one signature for this call
 	ProofSession   ProofKind = "session"   // MAC under a session key
+	ProofSVID      ProofKind = "svid"      // the transport authenticated a SPIFFE ID
 	ProofChannel   ProofKind = "channel"   // a socket the daemon holds for the sandbox
 	ProofPeer      ProofKind = "peer"      // Unix peer credentials
 	ProofBearer    ProofKind = "bearer"    // nothing but the token, loopback only
@@ -69,10 +71,13 @@ const (
 type Grant struct {
 	Chain     Digest    // of the whole chain with signatures
 	Leaf      Digest    // id of the last link
+	Issuer    string    // key id that signed the root
+	Issued    time.Time // when the root was signed
 	Links     []Digest  // ids, root first
 	Tenant    Tenant    //
 	Task      TaskID    //
-	Agent     AgentID   //
+	Agent     AgentID   // who calls: the last of Agents
+	Agents    []AgentID // everyone the chain was delegated through, root first
 	Principal string    //
 	Purpose   string    //
 	Inputs    string    // the user's own words, the only trusted task text

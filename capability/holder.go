@@ -1,0 +1,131 @@
+package capability
+
+import (
+	"crypto"
+	"crypto/ecdh"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pilox/vault"
+)
+
+// A Session is the holder's half of a session with one gateway. Set the fields,
+// send what [Session.Open] returns, give the answer to [Session.Finish], then
+// [Session.Sign] every call. Sign is safe for concurrent use; open a new Session
+// when it has expired.
+type Session struct {
+	Chain    Chain         // what the session is about; its holder has Key
+	Key      crypto.Signer // the holder's key
+	Gateway  Key           // public key of the gateway's answers, as pinned; required
+	Exporter []byte        // tls-exporter of the connection; nil without TLS
+
+	private *ecdh.PrivateKey
+	first   []byte // our message
+
+	mu      sync.Mutex
+	id      [sidBytes]byte
+	expires time.Time
+	seq     uint64    // guarded by mu, with all below
+	mac     hash.Hash // nil until finished
+	buf     []byte
+}
+
+// Open returns the request that opens the session.
+func (s *Session) Open() ([]byte, error) {
+	if s.Chain.IsZero() {
+		return nil, errEmpty
+	}
+	if s.Key == nil || s.Gateway.IsZero() {
+		return nil, errNoKey
+	}
+	private, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	open := opening{
+		Audience: s.Chain.links[0].Audience,
+		Chain:    s.Chain.Digest(),
+		Share:    [32]byte(private.PublicKey().Bytes()),
+		Exporter: slices.Clone(s.Exporter),
+	}
+	if len(open.Exporter) == 0 {
+		open.Exporter = nil
+	}
+	rand.Read(open.Nonce[:])
+	payload, err := det.enc.Marshal(&open)
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	first, err := signMessage(s.Key, "", typOpen, nil, payload)
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	s.private, s.first = private, first
+	return append(appendBytes([]byte{majorArray<<5 | 2}, s.Chain.raw), first...), nil
+}
+
+// Finish checks the gateway's answer and makes the session ready.
+func (s *Session) Finish(answer []byte) error {
+	if s.private == nil {
+		return errors.New("finish session: not opened")
+	}
+	m, rest, err := readMessage(answer, typAnswer)
+	if err != nil || len(rest) != 0 || m.kid != "" {
+		return fmt.Errorf("finish session: %w", errors.Join(errFrame, err))
+	}
+	first := sha256.Sum256(s.first)
+	if !m.verify(s.Gateway, typAnswer, first[:]) {
+		return errors.New("finish session: not the gateway's signature")
+	}
+	var o opened
+	if err := det.decode(m.payload, &o); err != nil {
+		return fmt.Errorf("finish session: %w", err)
+	}
+	if o.Key != s.Gateway {
+		return errors.New("finish session: the answer names another key")
+	}
+	mac, err := sessionMAC(s.private, o.Share[:], s.first, m.payload)
+	if err != nil {
+		return fmt.Errorf("finish session: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id, s.expires, s.mac, s.seq = o.SID, o.Expires.Time(), mac, 0
+	s.private = nil // one answer, one key
+	return nil
+}
+
+// Expires returns when the session ends; zero before Finish.
+func (s *Session) Expires() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expires
+}
+
+// Sign fills in call.Credential but for the binding. The call must not change
+// afterwards.
+func (s *Session) Sign(call *vault.Call) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mac == nil {
+		return errors.New("sign call: the session is not open")
+	}
+	s.seq++
+	nonce := make([]byte, nonceBytes)
+	rand.Read(nonce)
+	last := &s.Chain.links[len(s.Chain.links)-1]
+	s.buf = appendCall(s.buf[:0], s.Chain.links[0].Audience, s.id[:], s.seq, &last.id, call, nonce)
+	s.mac.Reset()
+	s.mac.Write(s.buf)
+	call.Credential = vault.Credential{
+		Chain: s.Chain.raw, Binding: call.Credential.Binding,
+		Session: slices.Clone(s.id[:]), Seq: s.seq, MAC: s.mac.Sum(make([]byte, 0, sha256.Size)), Nonce: nonce,
+	}
+	return nil
+}
