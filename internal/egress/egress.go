@@ -1,0 +1,266 @@
+// Package egress is the one way out for HTTP requests that an agent makes itself:
+// calls of kind egress whose target is a host.
+//
+// It owns where a request may go once a capability has allowed host, method and
+// path: names only, public addresses only, checked on the address that is dialled
+// so that DNS cannot change between check and use; TLS with the host's own name;
+// no redirects; no header that carries authority. It does not decide who may call
+// what: that is the capability's word, and nothing is allowed without it. Start
+// with [Client.Run].
+package egress
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/pilox/vault"
+)
+
+// A Config says how requests leave. The zero Config works.
+type Config struct {
+	// Resolve returns the addresses of a host. Nil means the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Dial connects to an address that was checked. Nil means a plain dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Transport is the base for HTTP; its dialling and proxy settings are replaced.
+	// Nil means a fresh one. Tests use it to trust their own certificates.
+	Transport *http.Transport
+	// MaxResponse bounds the bytes of a response. Zero means 1 MiB.
+	MaxResponse int64
+	// Timeout bounds one request. Zero means 30 seconds.
+	Timeout time.Duration
+}
+
+// A Client makes requests. It is safe for concurrent use.
+type Client struct {
+	c    Config
+	http *http.Client
+}
+
+// New returns a Client.
+func New(c Config) *Client {
+	if c.Resolve == nil {
+		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	if c.MaxResponse == 0 {
+		c.MaxResponse = 1 << 20
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 30 * time.Second
+	}
+	t := c.Transport
+	if t == nil {
+		t = &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second}
+	}
+	t = t.Clone()
+	t.Proxy = nil
+	cl := &Client{c: c}
+	t.DialContext = cl.dial
+	cl.http = &http.Client{
+		Transport:     t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return cl
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// errAddress is why an address is not dialled.
+var errAddress = errors.New("not a public address")
+
+// dial connects to the first public address of a host. All addresses must be
+// public: a name that also points inside is refused whole.
+func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := c.c.Resolve(ctx, host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve: %w", err)
+	}
+	for _, a := range addrs {
+		if !Public(a) {
+			return nil, errAddress
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, errors.New("resolve: no address")
+	}
+	return c.c.Dial(ctx, network, net.JoinHostPort(addrs[0].Unmap().String(), port))
+}
+
+// notPublic lists what the methods of netip.Addr do not cover.
+var notPublic = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),       // this network, RFC 1122
+	netip.MustParsePrefix("100.64.0.0/10"),   // carrier NAT, RFC 6598; some clouds' metadata
+	netip.MustParsePrefix("192.0.0.0/24"),    // RFC 6890
+	netip.MustParsePrefix("192.0.2.0/24"),    // documentation
+	netip.MustParsePrefix("198.18.0.0/15"),   // benchmarks, RFC 2544
+	netip.MustParsePrefix("198.51.100.0/24"), // documentation
+	netip.MustParsePrefix("203.0.113.0/24"),  // documentation
+	netip.MustParsePrefix("240.0.0.0/4"),     // reserved, and broadcast
+	netip.MustParsePrefix("64:ff9b::/96"),    // NAT64: carries an IPv4 address
+	netip.MustParsePrefix("64:ff9b:1::/48"),  // local NAT64
+	netip.MustParsePrefix("100::/64"),        // discard
+	netip.MustParsePrefix("2001::/23"),       // Teredo and other protocol assignments
+	netip.MustParsePrefix("2001:db8::/32"),   // documentation
+	netip.MustParsePrefix("2002::/16"),       // 6to4: carries an IPv4 address
+	netip.MustParsePrefix("fec0::/10"),       // site local
+}
+
+// Public reports whether a is an address of the public internet.
+func Public(a netip.Addr) bool {
+	a = a.Unmap()
+	if !a.IsValid() || !a.IsGlobalUnicast() || a.IsPrivate() || a.Zone() != "" {
+		return false
+	}
+	for _, p := range notPublic {
+		if p.Contains(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// Host checks the target of an egress call: a DNS name in lower case, with an
+// optional port. IP addresses in whatever spelling are refused, because a name is
+// what a person reviewed.
+func Host(target string) (host, port string, err error) {
+	host, port = target, "443"
+	if i := strings.IndexByte(target, ':'); i >= 0 {
+		host, port = target[:i], target[i+1:]
+	}
+	if len(host) > 253 || len(port) > 5 || port == "" || strings.Trim(port, "0123456789") != "" || port[0] == '0' {
+		return "", "", errors.New("want HOST or HOST:PORT")
+	}
+	labels := strings.Split(host, ".")
+	for _, l := range labels {
+		if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' || strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return "", "", errors.New("not a DNS name in lower case")
+		}
+	}
+	// The last label of a name is not a number (RFC 3696, section 2), so 127.1,
+	// 0x7f000001 and 2130706433 are no names.
+	last := labels[len(labels)-1]
+	if len(labels) < 2 || last[0] >= '0' && last[0] <= '9' {
+		return "", "", errors.New("an address or a bare word is not a name")
+	}
+	return host, port, nil
+}
+
+// response is the result object of an egress call.
+type response struct {
+	Status      int    `json:"status"`
+	ContentType string `json:"content_type,omitempty"`
+	Location    string `json:"location,omitempty"` // redirects are shown, not followed
+	Body        string `json:"body"`
+	Encoding    string `json:"encoding"` // utf-8 or base64
+}
+
+// Run makes the request of an admitted call. Its arguments are method, path and
+// optionally body and content_type.
+func (c *Client) Run(ctx context.Context, f *vault.Facts, _ vault.Stream) (vault.Result, error) {
+	req, err := request(ctx, f.Call)
+	if err != nil {
+		return vault.Result{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.c.Timeout)
+	defer cancel()
+	res, err := c.http.Do(req.WithContext(ctx))
+	if err != nil {
+		code, executed := vault.CodeUpstreamFailed, vault.ExecutedUnknown
+		switch {
+		case errors.Is(err, errAddress):
+			code, executed = vault.CodeEgressAddress, vault.ExecutedNo
+		case errors.Is(err, context.DeadlineExceeded):
+			code = vault.CodeUpstreamTimeout
+		}
+		return vault.Result{}, failure(code, executed, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, c.c.MaxResponse+1))
+	if err != nil {
+		return vault.Result{}, failure(vault.CodeUpstreamFailed, vault.ExecutedYes, err)
+	}
+	if int64(len(body)) > c.c.MaxResponse {
+		return vault.Result{}, failure(vault.CodeUpstreamTooLarge, vault.ExecutedYes, nil)
+	}
+	out := response{Status: res.StatusCode, ContentType: res.Header.Get("Content-Type"), Location: res.Header.Get("Location"), Encoding: "utf-8", Body: string(body)}
+	if !utf8.Valid(body) {
+		out.Encoding, out.Body = "base64", base64.StdEncoding.EncodeToString(body)
+	}
+	raw, err := json.Marshal(out)
+	if err != nil {
+		return vault.Result{}, failure(vault.CodeInternal, vault.ExecutedYes, err)
+	}
+	return vault.Result{Raw: raw, IsError: res.StatusCode >= 400}, nil
+}
+
+func failure(code vault.Code, executed vault.Executed, cause error) *vault.Denial {
+	d := vault.NewDenial(code, "", cause)
+	d.Verdict, d.Executed = "error", executed
+	return d
+}
+
+// request builds the HTTP request from canonical arguments. Nothing the agent
+// says becomes a header but the content type.
+func request(ctx context.Context, call *vault.Call) (*http.Request, error) {
+	bad := func(path string, err error) error {
+		return vault.NewDenial(vault.CodeArgsSchema, path, err)
+	}
+	host, port, err := Host(call.Target.Name)
+	if err != nil {
+		return nil, bad("", err)
+	}
+	method, ok := call.Args.At("/method").Str()
+	switch {
+	case !ok:
+		return nil, bad("/method", nil)
+	case method != http.MethodGet && method != http.MethodHead && method != http.MethodPost && method != http.MethodPut && method != http.MethodPatch && method != http.MethodDelete:
+		return nil, bad("/method", nil)
+	}
+	path, ok := call.Args.At("/path").Str()
+	if !ok || !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "#\\") || strings.Contains(path, "/../") || strings.HasSuffix(path, "/..") || strings.Contains(path, "%2e") || strings.Contains(path, "%2E") || strings.Contains(path, "%2f") || strings.Contains(path, "%2F") {
+		return nil, bad("/path", nil)
+	}
+	body, _ := call.Args.At("/body").Str()
+	if port != "443" {
+		host = net.JoinHostPort(host, port)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+host+path, bytes.NewReader([]byte(body)))
+	if err != nil {
+		return nil, bad("/path", err)
+	}
+	req.Header.Set("User-Agent", "pvault")
+	if body == "" {
+		req.Body, req.ContentLength = http.NoBody, 0
+	} else {
+		contentType, ok := call.Args.At("/content_type").Str()
+		if !ok {
+			contentType = "application/json"
+		}
+		if strings.ContainsAny(contentType, "\r\n") || len(contentType) > 200 {
+			return nil, bad("/content_type", nil)
+		}
+		req.Header.Set("Content-Type", contentType)
+	}
+	return req, nil
+}
