@@ -80,9 +80,60 @@ type Dialer struct {
 
 // peerOptions is what every peer gets from Upstreams.
 type peerOptions struct {
-	// stray takes notifications that belong to no call. It does not block.
+	// stray takes notifications that belong to no call. It does not block. Nil drops
+	// them.
 	stray func(method string, params json.RawMessage)
+	// clientCaps is what the client declared, for initialize; nil declares everything that
+	// a client of the gateway could be asked for, since each request is checked anyway.
+	clientCaps json.RawMessage
+	// info is how the gateway introduces itself, an Implementation object. Never nil.
+	info json.RawMessage
 	// maxMessage bounds one message in bytes. Never zero.
 	maxMessage int
 	log        *slog.Logger // never nil
+}
+
+// capabilities returns what initialize declares.
+func (o *peerOptions) capabilities() json.RawMessage {
+	if o.clientCaps != nil {
+		return o.clientCaps
+	}
+	return json.RawMessage(`{"sampling":{},"elicitation":{},"roots":{}}`)
+}
+
+func (o *peerOptions) clientInfo() json.RawMessage { return o.info }
+
+// appendMeta appends the _meta object of a request with the id to a server that speaks
+// version, or nothing if it needs none. The progress token is the id, so that it is unique
+// in the connection.
+func (o *peerOptions) appendMeta(b []byte, version, id string, meta requestMeta) []byte {
+	if !modern(version) && !meta.progress && meta.extra == nil {
+		return b
+	}
+	b = append(b, '{')
+	if modern(version) {
+		b = append(b, `"`+metaVersion+`":"`...)
+		b = append(append(b, version...), `","`+metaClientInfo+`":`...)
+		b = append(append(b, o.info...), `,"`+metaClientCaps+`":`...)
+		if meta.capabilities != nil {
+			b = append(b, meta.capabilities...)
+		} else {
+			b = append(b, "{}"...)
+		}
+		if meta.logLevel != "" {
+			b = appendQuoted(append(b, `,"`+metaLogLevel+`":`...), meta.logLevel)
+		}
+		b = append(b, ',')
+	}
+	if meta.progress {
+		b = append(append(append(b, `"progressToken":`...), id...), ',')
+	}
+	if len(meta.extra) > len("{}") {
+		b = append(append(b, meta.extra[1:len(meta.extra)-1]...), ',')
+	}
+	if b[len(b)-1] == '{' {
+		return append(b, '}')
+	}
+	b[len(b)-1] = '}'
+	return b
 }
