@@ -225,7 +225,11 @@ func addData(data map[string]any, f *file) error {
 	dec.UseNumber()
 	var obj map[string]any
 	if err := dec.Decode(&obj); err != nil {
-		line := 1 + bytes.Count(f.data[:min(int(dec.InputOffset()), len(f.data))], []byte{'\n'})
+		at := dec.InputOffset()
+		if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+			at = e.Offset
+		}
+		line := 1 + bytes.Count(f.data[:min(int(at), len(f.data))], []byte{'\n'})
 		return fmt.Errorf("line %d: %w: data.json must hold one object", line, err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
