@@ -3,6 +3,7 @@ package capability
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -125,14 +126,16 @@ type trust struct {
 	audience string
 }
 
-func (t *trust) issuer(kid string) *RootIssuer {
+func (t *trust) issuer(kid []byte) *RootIssuer {
 	for i := range t.issuers {
-		if t.issuers[i].KID == kid {
+		if t.issuers[i].KID == string(kid) { // never empty
 			return &t.issuers[i]
 		}
 	}
 	return nil
 }
+
+var errIssuer = errors.New("no such issuer")
 
 // compile verifies the signatures of a chain and compiles it. It looks at no
 // clock. Every error is a *vault.Denial.
@@ -143,8 +146,8 @@ func (t *trust) compile(raw []byte) (*authority, error) {
 	}
 	// An unknown issuer costs no signature and no decoding.
 	issuer := t.issuer(messages[0].kid)
-	if issuer == nil || messages[0].kid == "" {
-		return nil, vault.NewDenial(vault.CodeCapabilityIssuer, "", fmt.Errorf("no issuer %q", messages[0].kid))
+	if issuer == nil {
+		return nil, vault.NewDenial(vault.CodeCapabilityIssuer, "", errIssuer)
 	}
 	a := &authority{chain: Chain{raw: raw}, issuer: issuer, key: sha256.Sum256(raw)}
 	for i := range messages {
@@ -189,7 +192,7 @@ func (a *authority) bind(t *trust) error {
 	}
 	a.holder = a.chain.Holder()
 	for _, l := range a.chain.links {
-		if l.kid == "" || l.Holder == nil || !l.Holder.Key.IsZero() {
+		if len(l.kid) == 0 || l.Holder == nil || !l.Holder.Key.IsZero() {
 			continue
 		}
 		if is := t.issuer(l.kid); is == nil || !is.Own {

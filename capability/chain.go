@@ -94,7 +94,7 @@ func (c *Chain) decode(m message) error {
 // fits checks l as the next link of c.
 func (c *Chain) fits(l *signedLink) error {
 	if len(c.links) == 0 {
-		if l.kid == "" {
+		if len(l.kid) == 0 {
 			return errors.New("root without kid")
 		}
 		return l.checkRoot()
@@ -110,11 +110,11 @@ func (c *Chain) fits(l *signedLink) error {
 		return err
 	}
 	// Holders without a key cannot sign, so an issuer did, and says which.
-	if holder := c.holder(); holder.Key.IsZero() != (l.kid != "") {
+	if holder := c.holder(); holder.Key.IsZero() != (len(l.kid) > 0) {
 		return errors.New("not signed by the holder of the link before")
 	}
 	// A holder without a key is the word of the gateway, so a gateway signs it.
-	if l.Holder != nil && l.Holder.Key.IsZero() && l.kid == "" {
+	if l.Holder != nil && l.Holder.Key.IsZero() && len(l.kid) == 0 {
 		return errors.New("only the gateway binds to a holder without a key")
 	}
 	if agent := c.agent(); l.Agent != "" && l.Agent != agent {
@@ -163,7 +163,7 @@ func (c *Chain) agent() vault.AgentID {
 // Depth pointer is set to 0: nobody may attenuate.
 func Mint(root Link, issuer Signer) (Chain, error) {
 	if root.Depth == nil {
-		root.Depth = depth(0)
+		root.Depth = Depth(0)
 	}
 	return Chain{}.append(root, issuer)
 }
@@ -202,8 +202,8 @@ func (c Chain) append(l Link, s Signer) (Chain, error) {
 		return Chain{}, err
 	}
 	draft := Chain{raw: c.raw, links: slices.Clone(c.links)}
-	protected := appendHeader(nil, pub.alg, s.KID, typLink)
-	if err := draft.decode(message{protected: protected, payload: payload, alg: pub.alg, kid: s.KID}); err != nil {
+	protected := appendHeader(nil, pub.alg, []byte(s.KID), typLink)
+	if err := draft.decode(message{protected: protected, payload: payload, alg: pub.alg, kid: []byte(s.KID)}); err != nil {
 		return Chain{}, err
 	}
 	raw, err := signMessage(s.Key, s.KID, typLink, nil, payload)

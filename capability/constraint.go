@@ -20,8 +20,8 @@ type Args map[string]Arg
 // an array needs Each and an object needs Object, so that nothing inside them
 // goes unchecked.
 type Arg struct {
-	Optional bool         `cbor:"1,keyasint,omitzero"`
-	All      []Constraint `cbor:"2,keyasint,omitzero"` // all must hold
+	Optional bool         `cbor:"1,keyasint,omitzero" json:"optional,omitzero"`
+	All      []Constraint `cbor:"2,keyasint,omitzero" json:"all,omitzero"` // all must hold
 }
 
 // A Constraint is one test of a value. Exactly one field is set. A value of
@@ -29,7 +29,7 @@ type Arg struct {
 type Constraint struct {
 	Exact       *Scalar       `cbor:"1,keyasint,omitzero" json:"exact,omitzero"`
 	OneOf       []Scalar      `cbor:"2,keyasint,omitzero" json:"one_of,omitzero"`
-	Int         *IntRange     `cbor:"3,keyasint,omitzero" json:"int,omitzero"`
+	Int         *IntRange     `cbor:"3,keyasint,omitzero" json:"integer,omitzero"`
 	Decimal     *DecimalRange `cbor:"4,keyasint,omitzero" json:"decimal,omitzero"`
 	Prefix      *string       `cbor:"5,keyasint,omitzero" json:"prefix,omitzero"`       // of a string; never for paths
 	SubPath     *string       `cbor:"6,keyasint,omitzero" json:"subpath,omitzero"`      // this absolute path or one below it, by segments; ".", "..", empty segments and NUL are refused
@@ -46,15 +46,15 @@ type Constraint struct {
 // An IntRange is inclusive.
 type IntRange struct {
 	_   struct{} `cbor:",toarray"`
-	Min int64
-	Max int64
+	Min int64    `json:"min"`
+	Max int64    `json:"max"`
 }
 
 // A DecimalRange is inclusive.
 type DecimalRange struct {
 	_   struct{} `cbor:",toarray"`
-	Min Decimal
-	Max Decimal
+	Min Decimal  `json:"min"`
+	Max Decimal  `json:"max"`
 }
 
 // A URL matches an absolute URL without userinfo and fragment whose host is plain
@@ -125,12 +125,6 @@ func (d Decimal) String() string {
 // MarshalJSON returns a JSON number.
 func (d Decimal) MarshalJSON() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalJSON parses a JSON number of at most six places.
-func (d *Decimal) UnmarshalJSON(b []byte) (err error) {
-	*d, err = ParseDecimal(string(b))
-	return err
-}
-
 // A Scalar is a string, an integer or a boolean. The zero Scalar is invalid.
 type Scalar struct {
 	kind vault.ValueKind
@@ -163,25 +157,6 @@ func (s Scalar) MarshalJSON() ([]byte, error) {
 		return strconv.AppendBool(nil, s.n == 1), nil
 	}
 	return nil, errScalar
-}
-
-// UnmarshalJSON parses a string, an integer or a boolean.
-func (s *Scalar) UnmarshalJSON(b []byte) error {
-	a, err := vault.ParseValue(b)
-	if err != nil {
-		return err
-	}
-	v := a.Root()
-	if t, ok := v.Str(); ok {
-		*s = String(t)
-	} else if n, ok := v.Int(); ok {
-		*s = Int(n)
-	} else if t, ok := v.Bool(); ok {
-		*s = Bool(t)
-	} else {
-		return errScalar
-	}
-	return nil
 }
 
 // MarshalCBOR returns a text string, an integer or a boolean.
@@ -246,158 +221,6 @@ func (c Constraint) split() []Constraint {
 	return out
 }
 
-// The JSON forms below are those of task files, in which one object holds several
-// constraints, arguments have plain names and a range is a pair.
-
-// strictJSON decodes b and refuses unknown members and duplicate keys.
-func strictJSON(b []byte, v any) error {
-	if _, err := vault.ParseValue(b); err != nil {
-		return err
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	return d.Decode(v)
-}
-
-// UnmarshalJSON parses an object of constraints, all of which must hold, and
-// "optional".
-func (a *Arg) UnmarshalJSON(b []byte) error {
-	var in struct {
-		Optional bool `json:"optional"`
-		Constraint
-	}
-	if err := strictJSON(b, &in); err != nil {
-		return err
-	}
-	*a = Arg{Optional: in.Optional, All: in.split()}
-	return nil
-}
-
-// MarshalJSON returns one object if no constraint stands twice, else the list
-// under "all".
-func (a Arg) MarshalJSON() ([]byte, error) {
-	var out struct {
-		Optional bool `json:"optional,omitzero"`
-		Constraint
-		All []Constraint `json:"all,omitzero"`
-	}
-	out.Optional = a.Optional
-	for _, c := range a.All {
-		next := out.Constraint
-		mergeConstraint(&next, c)
-		if len(next.split()) == len(out.split()) {
-			out.Constraint, out.All = Constraint{}, a.All
-			break
-		}
-		out.Constraint = next
-	}
-	return json.Marshal(out)
-}
-
-func mergeConstraint(to *Constraint, c Constraint) {
-	switch {
-	case c.Exact != nil:
-		to.Exact = c.Exact
-	case c.OneOf != nil:
-		to.OneOf = c.OneOf
-	case c.Int != nil:
-		to.Int = c.Int
-	case c.Decimal != nil:
-		to.Decimal = c.Decimal
-	case c.Prefix != nil:
-		to.Prefix = c.Prefix
-	case c.SubPath != nil:
-		to.SubPath = c.SubPath
-	case c.Glob != nil:
-		to.Glob = c.Glob
-	case c.Regex != nil:
-		to.Regex = c.Regex
-	case c.EmailDomain != nil:
-		to.EmailDomain = c.EmailDomain
-	case c.URL != nil:
-		to.URL = c.URL
-	case c.HostSuffix != nil:
-		to.HostSuffix = c.HostSuffix
-	case c.MaxLength != nil:
-		to.MaxLength = c.MaxLength
-	case c.Each != nil:
-		to.Each = c.Each
-	case c.Object != nil:
-		to.Object = c.Object
-	}
-}
-
-// UnmarshalJSON parses an object of arguments. A key that does not begin with "/"
-// is the plain name of a top-level argument.
-func (a *Args) UnmarshalJSON(b []byte) error {
-	var in map[string]Arg
-	if err := strictJSON(b, &in); err != nil {
-		return err
-	}
-	if in == nil {
-		return errors.New("args: null is no object")
-	}
-	*a = make(Args, len(in))
-	for k, arg := range in {
-		if !strings.HasPrefix(k, "/") {
-			k = "/" + vault.PointerToken(k)
-		}
-		if _, twice := (*a)[k]; twice {
-			return fmt.Errorf("args: %s is named twice", k)
-		}
-		(*a)[k] = arg
-	}
-	return nil
-}
-
-// UnmarshalJSON parses a rule of a task file: args (an object or "any"), ask (a
-// group or a list), definition and budgets.
-func (r *Rule) UnmarshalJSON(b []byte) error {
-	var in struct {
-		Args       json.RawMessage `json:"args"`
-		Ask        json.RawMessage `json:"ask"`
-		Definition vault.Digest    `json:"definition"`
-		Budgets    *Budgets        `json:"budgets"`
-	}
-	if err := strictJSON(b, &in); err != nil {
-		return err
-	}
-	out := Rule{Definition: in.Definition, Budgets: in.Budgets}
-	if string(in.Args) == `"any"` {
-		out.Any = true
-	} else if in.Args != nil {
-		if err := json.Unmarshal(in.Args, &out.Args); err != nil {
-			return fmt.Errorf("args: %w", err)
-		}
-	}
-	var group string
-	if in.Ask == nil {
-	} else if err := json.Unmarshal(in.Ask, &group); err == nil {
-		out.Ask = []string{group}
-	} else if err := json.Unmarshal(in.Ask, &out.Ask); err != nil {
-		return fmt.Errorf("ask: %w", err)
-	}
-	*r = out
-	return nil
-}
-
-// MarshalJSON returns the form of a task file.
-func (r Rule) MarshalJSON() ([]byte, error) {
-	var out struct {
-		Args       any          `json:"args,omitzero"`
-		Ask        []string     `json:"ask,omitzero"`
-		Definition vault.Digest `json:"definition,omitzero"`
-		Budgets    *Budgets     `json:"budgets,omitzero"`
-	}
-	out.Ask, out.Definition, out.Budgets = r.Ask, r.Definition, r.Budgets
-	if r.Any {
-		out.Args = "any"
-	} else if r.Args != nil {
-		out.Args = map[string]Arg(r.Args)
-	}
-	return json.Marshal(out)
-}
-
 // A granted is one entry of the JSON form of Grants.
 type granted struct {
 	Server vault.ServerID `json:"server,omitzero"`
@@ -422,39 +245,4 @@ func (g Grants) MarshalJSON() ([]byte, error) {
 		out[kind] = list
 	}
 	return json.Marshal(out)
-}
-
-// MarshalJSON returns [min, max].
-func (r IntRange) MarshalJSON() ([]byte, error) { return json.Marshal([]int64{r.Min, r.Max}) }
-
-// UnmarshalJSON parses [min, max].
-func (r *IntRange) UnmarshalJSON(b []byte) error {
-	p, err := pair[int64](b)
-	if err == nil {
-		r.Min, r.Max = p[0], p[1]
-	}
-	return err
-}
-
-// MarshalJSON returns [min, max].
-func (r DecimalRange) MarshalJSON() ([]byte, error) { return json.Marshal([]Decimal{r.Min, r.Max}) }
-
-// UnmarshalJSON parses [min, max].
-func (r *DecimalRange) UnmarshalJSON(b []byte) error {
-	p, err := pair[Decimal](b)
-	if err == nil {
-		r.Min, r.Max = p[0], p[1]
-	}
-	return err
-}
-
-func pair[T any](b []byte) ([]T, error) {
-	var p []T
-	if err := json.Unmarshal(b, &p); err != nil {
-		return nil, err
-	}
-	if len(p) != 2 {
-		return nil, errors.New("a range is [min, max]")
-	}
-	return p, nil
 }

@@ -24,10 +24,13 @@ type message struct {
 	signature []byte
 
 	alg alg
-	kid string
+	kid []byte // empty: none
 }
 
-var errFrame = errors.New("not a COSE_Sign1 of this format")
+var (
+	errFrame  = errors.New("not a COSE_Sign1 of this format")
+	errHeader = errors.New("unknown algorithm or header, or a message of another type")
+)
 
 // readMessage reads one message of the given typ from the front of b.
 func readMessage(b []byte, typ string) (m message, rest []byte, err error) {
@@ -56,23 +59,23 @@ func readMessage(b []byte, typ string) (m message, rest []byte, err error) {
 
 // appendHeader appends the protected header: alg, kid unless empty, typ
 // (RFC 9596).
-func appendHeader(b []byte, a alg, kid, typ string) []byte {
-	if kid == "" {
+func appendHeader(b []byte, a alg, kid []byte, typ string) []byte {
+	if len(kid) == 0 {
 		b = append(b, 0xa2)
 	} else {
 		b = append(b, 0xa3)
 	}
 	b = append(b, 1, byte(0x20|(-1-a))) // both algorithm numbers fit one byte
-	if kid != "" {
-		b = appendBytes(append(b, 4), []byte(kid))
+	if len(kid) > 0 {
+		b = appendBytes(append(b, 4), kid)
 	}
 	return appendText(append(b, 16), typ)
 }
 
 // readHeader accepts exactly what appendHeader writes.
-func readHeader(b []byte, typ string) (a alg, kid string, err error) {
+func readHeader(b []byte, typ string) (a alg, kid []byte, err error) {
 	if len(b) < 3 || b[1] != 1 {
-		return 0, "", errFrame
+		return 0, nil, errFrame
 	}
 	switch b[2] {
 	case byte(0x20 | (-1 - algEd25519)):
@@ -80,21 +83,20 @@ func readHeader(b []byte, typ string) (a alg, kid string, err error) {
 	case byte(0x20 | (-1 - algES256)):
 		a = algES256
 	default:
-		return 0, "", errors.New("unknown algorithm")
+		return 0, nil, errHeader
 	}
 	if b[0] == 0xa3 {
 		if len(b) < 5 || b[3] != 4 {
-			return 0, "", errFrame
+			return 0, nil, errFrame
 		}
-		s, _, ok := readBytes(b[4:])
-		if !ok || len(s) == 0 || len(s) > maxKID {
-			return 0, "", errFrame
+		var ok bool
+		if kid, _, ok = readBytes(b[4:]); !ok || len(kid) == 0 || len(kid) > maxKID {
+			return 0, nil, errFrame
 		}
-		kid = string(s)
 	}
 	var scratch [128]byte
 	if !bytes.Equal(b, appendHeader(scratch[:0], a, kid, typ)) {
-		return 0, "", errors.New("unknown header, or a message of another type")
+		return 0, nil, errHeader
 	}
 	return a, kid, nil
 }
@@ -123,7 +125,7 @@ func signMessage(key crypto.Signer, kid, typ string, more, payload []byte) ([]by
 	if err != nil {
 		return nil, err
 	}
-	protected := appendHeader(nil, pub.alg, kid, typ)
+	protected := appendHeader(nil, pub.alg, []byte(kid), typ)
 	sig, err := sign(key, toBeSigned(protected, append([]byte(typ), more...), payload))
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", typ, err)

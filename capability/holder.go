@@ -76,7 +76,7 @@ func (s *Session) Finish(answer []byte) error {
 		return errors.New("finish session: not opened")
 	}
 	m, rest, err := readMessage(answer, typAnswer)
-	if err != nil || len(rest) != 0 || m.kid != "" {
+	if err != nil || len(rest) != 0 || len(m.kid) > 0 {
 		return fmt.Errorf("finish session: %w", errors.Join(errFrame, err))
 	}
 	first := sha256.Sum256(s.first)

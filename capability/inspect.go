@@ -38,7 +38,7 @@ func Inspect(c Chain) View {
 	}
 	root := &c.links[0]
 	v := View{
-		Digest: c.Digest(), Issuer: root.kid, Tenant: root.Tenant, Principal: root.Principal, Agent: c.agent(),
+		Digest: c.Digest(), Issuer: string(root.kid), Tenant: root.Tenant, Principal: root.Principal, Agent: c.agent(),
 		Task: *root.Task, Audience: root.Audience, NotBefore: root.NotBefore.Time(), Expires: root.Expires.Time(),
 		Depth: c.depthLeft(), Holder: *c.holder(), Bytes: len(c.raw),
 	}
@@ -47,7 +47,7 @@ func Inspect(c Chain) View {
 		if e := l.Expires.Time(); l.Expires != 0 && e.Before(v.Expires) {
 			v.Expires = e
 		}
-		v.Links = append(v.Links, LinkView{ID: l.id, KID: l.kid, Link: l.Link})
+		v.Links = append(v.Links, LinkView{ID: l.id, KID: string(l.kid), Link: l.Link})
 	}
 	return v
 }

@@ -98,17 +98,17 @@ type Grants map[vault.Kind]map[vault.Target]Rule
 type Rule struct {
 	// Any leaves the arguments open. Only a root says so, and it is marked in
 	// every record.
-	Any bool `cbor:"1,keyasint,omitzero"`
+	Any bool `cbor:"1,keyasint,omitzero" json:"any,omitzero"`
 	// Args are the arguments that may be given, by JSON Pointer (RFC 6901) through
 	// objects; an empty map allows none. Those that are not named are refused, those
 	// that are named are required unless optional.
-	Args Args `cbor:"2,keyasint,omitzero"`
+	Args Args `cbor:"2,keyasint,omitzero" json:"args,omitzero"`
 	// Ask are approval groups; each of every link has to say yes.
-	Ask []string `cbor:"3,keyasint,omitzero"`
+	Ask []string `cbor:"3,keyasint,omitzero" json:"ask,omitzero"`
 	// Definition pins the digest of the tool's definition.
-	Definition vault.Digest `cbor:"4,keyasint,omitzero"`
+	Definition vault.Digest `cbor:"4,keyasint,omitzero" json:"definition,omitzero"`
 	// Budgets count this rule's calls. Their sums leave the target out.
-	Budgets *Budgets `cbor:"5,keyasint,omitzero"`
+	Budgets *Budgets `cbor:"5,keyasint,omitzero" json:"budgets,omitzero"`
 }
 
 // Budgets are counters. A link that has Budgets sets at least one.
@@ -133,8 +133,8 @@ type Sum struct {
 // Limit returns n for the fields of [Budgets].
 func Limit(n int64) *int64 { return &n }
 
-// depth returns n for Link.Depth.
-func depth(n int) *int { return &n }
+// Depth returns n for [Link.Depth].
+func Depth(n int) *int { return &n }
 
 // linkID is SHA-256("vault/link/v1" ‖ protected ‖ payload). The protected header is
 // one CBOR item and delimits itself.

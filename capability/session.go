@@ -74,7 +74,7 @@ func (v *Verifier) OpenSession(ctx context.Context, request []byte, b vault.Bind
 		return nil, vault.NewDenial(vault.CodeCapabilityMalformed, "", errFrame)
 	}
 	m, rest, err := readMessage(rest, typOpen)
-	if err != nil || len(rest) != 0 || m.kid != "" {
+	if err != nil || len(rest) != 0 || len(m.kid) > 0 {
 		return nil, vault.NewDenial(vault.CodeProof, "", errors.Join(errFrame, err))
 	}
 	a, err := v.authority(raw)

@@ -144,8 +144,16 @@ func (v *Verifier) authority(raw []byte) (*authority, error) {
 	if len(raw) == 0 {
 		return nil, vault.NewDenial(vault.CodeCapabilityMissing, "", nil)
 	}
+	// What nobody here signed is turned away before it is hashed.
 	if len(raw) > MaxChainBytes || raw[0]>>5 != majorArray {
 		return nil, vault.NewDenial(vault.CodeCapabilityMalformed, "", errFrame)
+	}
+	root, _, err := readMessage(raw[1:], typLink)
+	if err != nil {
+		return nil, vault.NewDenial(vault.CodeCapabilityMalformed, "", err)
+	}
+	if v.trust.issuer(root.kid) == nil {
+		return nil, vault.NewDenial(vault.CodeCapabilityIssuer, "", errIssuer)
 	}
 	key := vault.Digest(sha256.Sum256(raw))
 	v.mu.RLock()
@@ -157,8 +165,7 @@ func (v *Verifier) authority(raw []byte) (*authority, error) {
 		}
 		return a, nil
 	}
-	a, err := v.trust.compile(slices.Clone(raw))
-	if err != nil {
+	if a, err = v.trust.compile(slices.Clone(raw)); err != nil {
 		return nil, err
 	}
 	v.mu.Lock()
@@ -410,7 +417,7 @@ func (v *Verifier) Reverify(ctx context.Context, call *vault.Call, g *vault.Gran
 // nothing but the grant, so a full cache cannot fail a call that was admitted.
 func (v *Verifier) Recheck(ctx context.Context, g *vault.Grant) error {
 	now := v.cfg.Now()
-	is := v.trust.issuer(g.Issuer)
+	is := v.trust.issuer([]byte(g.Issuer))
 	switch {
 	case g.Chain.IsZero() || is == nil:
 		return vault.NewDenial(vault.CodeCapabilityMissing, "", errors.New("not a grant of this verifier"))
