@@ -120,7 +120,7 @@ func (f *Front) fail(q *request, fail *failure) {
 
 // answer writes a result object.
 func (f *Front) answer(q *request, result []byte) {
-	writeJSON(q.w, http.StatusOK, appendResult(nil, q.id, result))
+	newReply(q).finish(http.StatusOK, nil, result)
 }
 
 // modernTail closes a result object of the edge's own with what the era without

@@ -182,7 +182,8 @@ func (f *Front) post(w http.ResponseWriter, r *http.Request, caller Caller) {
 		f.reject(w, r, &caller, http.StatusUnsupportedMediaType, nil, codeInvalidRequest, "Content-Type must be application/json")
 		return
 	}
-	if jsonOK, streamOK := accepts(r.Header["Accept"]); !jsonOK || !streamOK {
+	jsonOK, streamOK, streamFirst := accepts(r.Header["Accept"])
+	if !jsonOK || !streamOK {
 		f.reject(w, r, &caller, http.StatusNotAcceptable, nil, codeInvalidRequest, "Accept must have application/json and text/event-stream")
 		return
 	}
@@ -194,7 +195,7 @@ func (f *Front) post(w http.ResponseWriter, r *http.Request, caller Caller) {
 		}
 		return // else the client is gone
 	}
-	req := &request{w: w, r: r, caller: caller}
+	req := &request{w: w, r: r, caller: caller, stream: streamFirst}
 	if d := req.decode(body.b); d != nil {
 		f.undecodable(req, body.b, d)
 		return
@@ -241,7 +242,7 @@ func (f *Front) undecodable(req *request, body []byte, d *vault.Denial) {
 // get opens the stream of a session for what the server side has to say unasked,
 // or resumes a response stream.
 func (f *Front) get(w http.ResponseWriter, r *http.Request, caller Caller) {
-	if _, ok := accepts(r.Header["Accept"]); !ok {
+	if _, ok, _ := accepts(r.Header["Accept"]); !ok {
 		http.Error(w, "Accept must have text/event-stream", http.StatusNotAcceptable)
 		return
 	}

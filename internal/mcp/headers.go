@@ -220,8 +220,9 @@ func checkMethodHeaders(h http.Header, method string, params vault.Value) error 
 	return nil
 }
 
-// accepts reports whether the client takes JSON and SSE, and SSE alone.
-func accepts(values []string) (json, stream bool) {
+// accepts reports whether the client takes JSON, and whether it takes SSE, and which of
+// them it names first.
+func accepts(values []string) (json, stream, streamFirst bool) {
 	for _, v := range values {
 		for part := range strings.SplitSeq(v, ",") {
 			base, _, _ := strings.Cut(part, ";")
@@ -233,9 +234,10 @@ func accepts(values []string) (json, stream bool) {
 			case "*/*":
 				json, stream = true, true
 			}
+			streamFirst = streamFirst || stream && !json
 		}
 	}
-	return json, stream
+	return json, stream, streamFirst
 }
 
 func mediaType(v string) string {

@@ -359,7 +359,8 @@ func (p *httpPeer) setLevel(ctx context.Context, level string) error {
 	if p.level == level || member(member(p.greeting, "capabilities"), "logging") == nil {
 		return nil
 	}
-	_, err := p.call(ctx, methodSetLevel, vault.AppendQuoted([]byte(`{"level":`), level), requestMeta{}, refuseAll{})
+	params := append(vault.AppendQuoted([]byte(`{"level":`), level), '}')
+	_, err := p.call(ctx, methodSetLevel, params, requestMeta{}, refuseAll{})
 	if _, refused := errors.AsType[*RemoteError](err); err != nil && !refused {
 		return err
 	}

@@ -181,20 +181,7 @@ func (f *Front) serveListener(w http.ResponseWriter, r *http.Request, l *listene
 	startSSE(w)
 	out := &reply{w: w, sse: true}
 	out.flush()
-	for {
-		select {
-		case msg := <-l.queue:
-			if out.send(msg) != nil || out.gone() {
-				return
-			}
-		case <-l.done:
-			return
-		case <-r.Context().Done():
-			return
-		case <-f.ctx.Done():
-			return
-		}
-	}
+	f.pump(r.Context(), l, out)
 }
 
 func (r *reply) flush() {

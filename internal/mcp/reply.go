@@ -184,6 +184,9 @@ func (r *reply) finish(status int, failure, result []byte) {
 	} else {
 		out.b = appendResult(out.b, r.id, result)
 	}
+	if r.q.stream && failure == nil {
+		r.open()
+	}
 	if r.sse {
 		msg := out.b
 		if r.name != "" {

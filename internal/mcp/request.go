@@ -17,6 +17,7 @@ type request struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	caller Caller
+	stream bool // the client named SSE before JSON
 
 	body    vault.Args      // the whole message in canonical form
 	id      json.RawMessage // nil for notifications
