@@ -335,4 +335,3 @@ func versionData(requested string) []byte {
 	}
 	return append(appendQuoted(append(b, `],"requested":`...), requested), '}')
 }
-

@@ -340,4 +340,3 @@ func (f *Front) Expire() {
 		f.ended(s)
 	}
 }
-
