@@ -37,7 +37,7 @@ func render(q *Question, full bool) string {
 	r := &renderer{full: full}
 	body := r.body(q)
 	var b strings.Builder
-	fmt.Fprintf(&b, "Approval %s\n", visible(q.ID))
+	fmt.Fprintf(&b, "Approval %s\n", Visible(q.ID))
 	if len(r.warnings) > 0 {
 		b.WriteString("\nLOOK CLOSELY\n")
 		for i, w := range r.warnings {
@@ -73,9 +73,9 @@ func (r *renderer) text(what, s string) string {
 		return "(none)"
 	}
 	if !r.full && len(s) > maxShown {
-		return visible(headOf(s, maxShown)) + omitted(s, maxShown)
+		return Visible(headOf(s, maxShown)) + omitted(s, maxShown)
 	}
-	return visible(s)
+	return Visible(s)
 }
 
 func (r *renderer) body(q *Question) string {
@@ -174,7 +174,7 @@ func gradeText(g string) string {
 	if g == "none" {
 		return "none: it runs outside every sandbox of this host"
 	}
-	return "grade " + visible(g)
+	return "grade " + Visible(g)
 }
 
 func (r *renderer) list(what string, items []string) string {
@@ -290,7 +290,7 @@ func (r *renderer) container(b *strings.Builder, path, label string, depth int, 
 // colon.
 func (r *renderer) key(path, k string) string {
 	if fs := inspect(k); len(fs) > 0 {
-		r.warn("a key in %s %s", visible(pointer(clipPath(path))), join(fs))
+		r.warn("a key in %s %s", Visible(pointer(clipPath(path))), join(fs))
 	}
 	if !r.full && len(k) > maxShown {
 		r.cut = true
@@ -303,7 +303,7 @@ func (r *renderer) key(path, k string) string {
 // line is marked.
 func (r *renderer) str(b *strings.Builder, path, label string, depth int, s string) bool {
 	if fs := inspect(s); len(fs) > 0 {
-		r.warn("%s %s", visible(clipPath(path)), join(fs))
+		r.warn("%s %s", Visible(clipPath(path)), join(fs))
 	}
 	head, middle, tail := s, "", ""
 	if !r.full && len(s) > maxShown {
@@ -333,7 +333,7 @@ func (r *renderer) block(b *strings.Builder, depth int, s string) bool {
 	blank := 0
 	lines := strings.Split(s, "\n")
 	for i, l := range lines {
-		if strings.TrimLeft(l, " ") == "" && l == "" && i < len(lines)-1 {
+		if l == "" && i < len(lines)-1 {
 			blank++
 			continue
 		}
@@ -351,11 +351,12 @@ func (r *renderer) block(b *strings.Builder, depth int, s string) bool {
 				indent = 0
 			}
 			line.WriteString(part[:indent])
-			writeVisible(&line, part[indent:], false)
+			l = l[len(part):]
+			writeVisible(&line, part[indent:], edges{mark == "| " && indent == 0, l == ""}, false)
 			if !r.line(b, depth, line.String()) {
 				return false
 			}
-			if l = l[len(part):]; l == "" {
+			if l == "" {
 				break
 			}
 			mark = "> "
@@ -380,7 +381,7 @@ func (r *renderer) blanks(b *strings.Builder, depth, n int) bool {
 func quote(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
-	writeVisible(&b, s, true)
+	writeVisible(&b, s, edges{true, true}, true)
 	b.WriteByte('"')
 	return b.String()
 }

@@ -31,22 +31,26 @@ const (
 // sight.
 const maxRun = 16
 
-// visible returns s as one line that shows everything a person could overlook:
+// Visible returns s as one line that shows everything a person could overlook:
 // controls, invisible and direction-changing characters appear as ⟨U+XXXX⟩, and so
 // does the bracket itself, so that the text cannot fake an escape. No two texts
 // look the same in code points.
-func visible(s string) string {
+func Visible(s string) string {
 	var b strings.Builder
-	writeVisible(&b, s, false)
+	writeVisible(&b, s, edges{true, true}, false)
 	return b.String()
 }
 
+// edges says at which end of a text spaces would be overlooked: not where a line
+// merely goes on.
+type edges struct{ start, end bool }
+
 // writeVisible writes the escaped form of s. quoted also escapes the quote.
-func writeVisible(b *strings.Builder, s string, quoted bool) {
+func writeVisible(b *strings.Builder, s string, e edges, quoted bool) {
 	marks := 0
 	for i := 0; i < len(s); {
-		if n := spaces(s[i:]); n > maxRun || n > 0 && (i == 0 || i+n == len(s)) {
-			fmt.Fprintf(b, "⟨%d spaces⟩", n)
+		if n := spaces(s[i:]); n > maxRun || n > 0 && (e.start && i == 0 || e.end && i+n == len(s)) {
+			fmt.Fprintf(b, "⟨%d×space⟩", n)
 			i += n
 			continue
 		}
@@ -61,8 +65,9 @@ func writeVisible(b *strings.Builder, s string, quoted bool) {
 		case quoted && r == '"', r == '⟨', r == '⟩':
 			fmt.Fprintf(b, "⟨U+%04X⟩", r)
 		case unicode.Is(unicode.M, r):
-			// The first two marks of a letter are spelling; more are decoration.
-			if marks++; marks > 2 || hidden(r) {
+			// The first two marks of a letter are spelling; more are decoration, and
+			// one without a letter would change the frame.
+			if marks++; marks > 2 || i == 0 || hidden(r) {
 				fmt.Fprintf(b, "⟨U+%04X⟩", r)
 			} else {
 				b.WriteRune(r)
@@ -89,14 +94,14 @@ func hidden(r rune) bool {
 		return false
 	case !unicode.IsGraphic(r), unicode.Is(unicode.Z, r): // controls, formats, private, unassigned; every other space
 		return true
-	case invisible(r):
+	case inVisible(r):
 		return true
 	}
 	return false
 }
 
 // invisible reports letters and marks that draw nothing.
-func invisible(r rune) bool {
+func inVisible(r rune) bool {
 	switch {
 	case r == 0x034F, r == 0x115F, r == 0x1160, r == 0x17B4, r == 0x17B5, r == 0x2800, r == 0x3164, r == 0xFFA0, r == 0x1D159:
 		return true // grapheme joiner, fillers, Khmer inherent vowels, Braille blank, musical null head
@@ -122,7 +127,7 @@ func inspect(s string) []finding {
 		switch {
 		case bidi(r):
 			found[findBidi] = true
-		case invisible(r):
+		case inVisible(r):
 			found[findInvisible] = true
 		case r == '\n', r == '\t':
 		case unicode.IsControl(r), r == utf8.RuneError:
@@ -195,7 +200,7 @@ func (w *scripts) add(r rune, found map[finding]bool) {
 		w.other = true // mathematical and full-width Latin
 		w.letters++
 		w.like++
-	case unicode.IsLetter(r), unicode.Is(unicode.M, r), unicode.IsDigit(r), r == '_', invisible(r):
+	case unicode.IsLetter(r), unicode.Is(unicode.M, r), unicode.IsDigit(r), r == '_', inVisible(r):
 	default:
 		w.end(found)
 	}
@@ -228,16 +233,26 @@ func lookalike(r rune) bool {
 // is taken for encoded data: longer than a SHA-256 digest in hex.
 const minEncoded = 80
 
+// mimeLine is about the shortest full line of encoded data that is broken into
+// lines: PEM has 64 characters, MIME 76. Shorter lines are a list of words.
+const mimeLine = 60
+
 // encoded reports whether s has a long run of base64 or hex.
 func encoded(s string) bool {
-	run := 0
+	run, line := 0, 0
 	for _, c := range []byte(s) {
+		line++
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '+', c == '/', c == '-', c == '_', c == '=', c == '%':
 			if run++; run >= minEncoded {
 				return true
 			}
-		case c == '\n', c == '\r': // lines of MIME
+		case c == '\r':
+		case c == '\n':
+			if line < mimeLine {
+				run = 0
+			}
+			line = 0
 		default:
 			run = 0
 		}
