@@ -119,6 +119,7 @@ const (
 	maxArgBytes = 128 << 10
 	maxMounts   = 256
 	maxFiles    = 64
+	maxCPUs     = 8192 // what Linux can be built for
 )
 
 // Validate reports why no host could run s. The error wraps [ErrSpec].
@@ -173,6 +174,9 @@ func (s *Spec) Validate() error {
 	if l.Memory < 0 || l.Pids < 0 || l.CPUTime < 0 || l.CPURate < 0 || l.CPURate != l.CPURate ||
 		l.FileSize < 0 || l.OpenFiles < 0 || l.Tmp < 0 || l.Wall < 0 {
 		return bad("a limit is negative")
+	}
+	if l.CPURate > maxCPUs {
+		return bad("more than %d CPUs", maxCPUs)
 	}
 	if s.MinGrade > vault.GradeA {
 		return bad("no such grade")

@@ -96,7 +96,7 @@ func findV2(own string) (cgroups, bool) {
 
 // canMake reports whether a group can be made in dir and has the file.
 func canMake(dir, file string) bool {
-	probe := filepath.Join(dir, "pvault-probe-"+rand.Text()[:8])
+	probe := filepath.Join(dir, fmt.Sprintf("pvault-%d-", os.Getpid())+rand.Text()[:8])
 	if err := os.Mkdir(probe, 0o755); err != nil {
 		return false
 	}
@@ -139,6 +139,24 @@ const cpuPeriod = 100 * time.Millisecond
 // runtime that mostly sleeps.
 const initTasks = 16
 
+// sweep removes groups that runners which were killed have left. The name says
+// whose it was; the kernel refuses to remove one that is in use.
+func (c cgroups) sweep() {
+	for _, dir := range c.dirs {
+		// The only error is a malformed pattern.
+		old, _ := filepath.Glob(filepath.Join(dir, "pvault-*-*"))
+		for _, d := range old {
+			var pid int
+			if _, err := fmt.Sscanf(filepath.Base(d), "pvault-%d-", &pid); err != nil || pid <= 1 {
+				continue
+			}
+			if unix.Kill(pid, 0) == unix.ESRCH {
+				_ = unix.Rmdir(d)
+			}
+		}
+	}
+}
+
 // create makes the groups of one jail with its limits set. A nil cgroup stands
 // for a host without.
 func (c cgroups) create(l Limits) (*cgroup, error) {
@@ -146,7 +164,7 @@ func (c cgroups) create(l Limits) (*cgroup, error) {
 		return nil, nil
 	}
 	g := &cgroup{version: c.version, dirs: map[string]string{}}
-	name := "pvault-" + rand.Text()[:12]
+	name := fmt.Sprintf("pvault-%d-%s", os.Getpid(), rand.Text()[:12])
 	for ctl, dir := range c.dirs {
 		d := filepath.Join(dir, name)
 		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {

@@ -126,12 +126,19 @@ func initJail() error {
 }
 
 // onThread runs f on an OS thread of its own, which ends with it: what f
-// restricts stays restricted and takes nothing else along.
+// restricts stays restricted and takes nothing else along. It is never the main
+// thread: that one does not end, and it stands for init in the eyes of Landlock,
+// which would let the guest signal an init that shares its domain.
 func onThread[T any](f func() (T, error)) (v T, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			v, err = onThread(f) // while this one is taken
+			return
+		}
 		v, err = f()
 	}()
 	<-done

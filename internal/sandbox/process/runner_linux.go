@@ -39,6 +39,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 		landlock: sandbox.LandlockABI(),
 		seccomp:  haveSeccomp(),
 	}
+	r.groups.sweep()
 	rep, err := r.SelfTest(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("self-test of the process jail: %w", err)
