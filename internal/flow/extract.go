@@ -16,20 +16,31 @@ const (
 	maxSpan    = 1024      // bytes of a quoted span or line
 )
 
+// A form says how a value stands in a text. Values of one form and kind make up
+// the set that one of them may have been chosen from.
+type form uint8
+
+const (
+	formWhole form = iota // the text itself
+	formLine              // a line of several
+	formSpan              // between quotation marks
+	formWord
+)
+
 // extract yields the values in a text: every typed value that stands there as a
 // whole word, the text itself, its lines and what it puts in quotes. It never
 // yields a part of a word. yield returns false to stop.
-func extract(text string, yield func(kind, string) bool) {
+func extract(text string, yield func(form, kind, string) bool) {
 	k, normal := classify(text)
 	if k != kindText {
-		yield(k, normal)
+		yield(formWhole, k, normal)
 		return
 	}
 	if len(text) < minText {
 		words(text, yield)
 		return
 	}
-	if !yield(kindText, text) {
+	if !yield(formWhole, kindText, text) {
 		return
 	}
 	if len(text) > maxText {
@@ -41,7 +52,7 @@ func extract(text string, yield func(kind, string) bool) {
 	for line := range strings.Lines(text) {
 		trimmed := strings.TrimSpace(line)
 		if len(trimmed) >= minText && len(trimmed) <= maxSpan && len(trimmed) < len(text) {
-			if k, normal := classify(trimmed); !yield(k, normal) {
+			if k, normal := classify(trimmed); !yield(formLine, k, normal) {
 				return
 			}
 		}
@@ -52,7 +63,7 @@ func extract(text string, yield func(kind, string) bool) {
 }
 
 // spans yields what stands between quotation marks.
-func spans(text string, yield func(kind, string) bool) bool {
+func spans(text string, yield func(form, kind, string) bool) bool {
 	for _, q := range [][2]string{{`"`, `"`}, {"`", "`"}, {"“", "”"}, {"„", "“"}, {"«", "»"}} {
 		rest := text
 		for {
@@ -66,7 +77,7 @@ func spans(text string, yield func(kind, string) bool) bool {
 			}
 			rest = next
 			if len(span) >= minText && len(span) <= maxSpan {
-				if k, normal := classify(span); !yield(k, normal) {
+				if k, normal := classify(span); !yield(formSpan, k, normal) {
 					return false
 				}
 			}
@@ -77,17 +88,17 @@ func spans(text string, yield func(kind, string) bool) bool {
 
 // words yields the typed values among the words of a line. A number followed or
 // preceded by a unit is one amount and no number.
-func words(line string, yield func(kind, string) bool) bool {
+func words(line string, yield func(form, kind, string) bool) bool {
 	var number, unit string // the previous word, if it was one
 	flush := func() bool {
 		n := number
 		number, unit = "", ""
-		return n == "" || yield(kindNumber, n)
+		return n == "" || yield(formWord, kindNumber, n)
 	}
 	for line != "" {
 		line = strings.TrimLeftFunc(line, isBreak)
 		if iban, n := ibanAt(line); n > 0 {
-			if !flush() || !yield(kindIBAN, iban) {
+			if !flush() || !yield(formWord, kindIBAN, iban) {
 				return false
 			}
 			line = line[n:]
@@ -100,7 +111,7 @@ func words(line string, yield func(kind, string) bool) bool {
 		}
 		switch k, normal := classify(word); {
 		case k == kindNumber && unit != "":
-			if !yield(kindAmount, normal+" "+unit) {
+			if !yield(formWord, kindAmount, normal+" "+unit) {
 				return false
 			}
 			number, unit = "", ""
@@ -110,7 +121,7 @@ func words(line string, yield func(kind, string) bool) bool {
 			}
 			number = normal
 		case isUnit(word) && number != "":
-			if !yield(kindAmount, number+" "+normalUnit(word)) {
+			if !yield(formWord, kindAmount, number+" "+normalUnit(word)) {
 				return false
 			}
 			number, unit = "", ""
@@ -124,14 +135,14 @@ func words(line string, yield func(kind, string) bool) bool {
 				return false
 			}
 			if k != kindText {
-				if !yield(k, normal) {
+				if !yield(formWord, k, normal) {
 					return false
 				}
 				continue
 			}
 			// name:value and name=value
 			if i := strings.IndexAny(word, ":="); i > 0 {
-				if k, normal := classify(word[i+1:]); k != kindText && !yield(k, normal) {
+				if k, normal := classify(word[i+1:]); k != kindText && !yield(formWord, k, normal) {
 					return false
 				}
 			}
@@ -211,14 +222,14 @@ func ibanAt(line string) (string, int) {
 }
 
 // leaf yields the values of one JSON value.
-func leaf(v vault.Value, yield func(kind, string) bool) {
+func leaf(v vault.Value, yield func(form, kind, string) bool) {
 	switch v.Kind() {
 	case vault.String:
 		s, _ := v.Str()
 		extract(s, yield)
 	case vault.Number:
 		if n, ok := jsonNumber(v.Raw()); ok {
-			yield(kindNumber, n)
+			yield(formWhole, kindNumber, n)
 		}
 	}
 }

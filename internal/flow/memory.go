@@ -138,17 +138,21 @@ func (t *taskWords) learn(s *seeds, inputs string) {
 		return
 	}
 	t.text, t.values = inputs, map[key]entry{}
-	count := map[kind]int{}
-	kindsOf := map[key]kind{}
-	extract(inputs, func(k kind, normal string) bool {
+	type set struct {
+		form form
+		kind kind
+	}
+	count := map[set]int{}
+	setOf := map[key]set{}
+	extract(inputs, func(fm form, k kind, normal string) bool {
 		id := s.key(k, normal)
-		if _, ok := kindsOf[id]; !ok {
-			kindsOf[id] = k
-			count[k]++
+		if _, ok := setOf[id]; !ok {
+			setOf[id] = set{fm, k}
+			count[set{fm, k}]++
 		}
-		return len(kindsOf) < maxHarvest
+		return len(setOf) < maxHarvest
 	})
-	for id, k := range kindsOf {
-		t.values[id] = entry{alone: count[k] == 1}
+	for id, st := range setOf {
+		t.values[id] = entry{alone: count[st] == 1}
 	}
 }

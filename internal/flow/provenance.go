@@ -237,11 +237,12 @@ func (w *Flow) remember(a *agent, f *vault.Facts, l, before vault.Label, raw []b
 }
 
 // harvest returns the typed values of a document and whether each stands alone:
-// whether no other value of its kind has the same place in it. The elements of
-// an array share a place.
+// whether no other value of its kind and form has the same place in it. The
+// elements of an array share a place.
 func (w *Flow) harvest(root vault.Value) map[key]bool {
 	type place struct {
 		path string
+		form form
 		kind kind
 	}
 	first := map[place]key{}
@@ -266,11 +267,11 @@ func (w *Flow) harvest(root vault.Value) map[key]bool {
 			walk(inner, path)
 			return
 		}
-		leaf(v, func(k kind, normal string) bool {
+		leaf(v, func(fm form, k kind, normal string) bool {
 			if budget--; budget < 0 {
 				return false
 			}
-			id, p := w.seed.key(k, normal), place{path, k}
+			id, p := w.seed.key(k, normal), place{path, fm, k}
 			if one, ok := first[p]; !ok {
 				first[p] = id
 			} else if one != id {

@@ -12,6 +12,10 @@ import (
 // Grant.MaySendTo and nothing else: that a tool may be called with a recipient
 // does not say that private data may go there.
 //
+// A tool that only reads is none while nothing but selectors go to it: which
+// record, out of a server that the operator registered. Free text, a path, or an
+// argument that nobody classified can carry anything.
+//
 // With own, writing back to a server is none as long as everybody who reads
 // there may read the data anyway. That holds only while nobody outside had a say
 // in what is written: one server can hold private and public things, and an
@@ -20,7 +24,8 @@ func wayOut(f *vault.Facts, own bool) (path string, out bool) {
 	if f.Tool.Local {
 		return "", false
 	}
-	found := false
+	found := false              // somebody is named as the receiver
+	carries := !f.Tool.ReadOnly // something but selectors goes out
 	switch f.Call.Kind {
 	case vault.KindEgress, vault.KindAgent, vault.KindModel:
 		found = true
@@ -30,7 +35,9 @@ func wayOut(f *vault.Facts, own bool) (path string, out bool) {
 	}
 	for p, v := range f.Call.Args.Root().Walk() {
 		s, isText := v.Str()
-		switch role, ok := roleOf(f.Tool, p); {
+		role, ok := roleOf(f.Tool, p)
+		carries = carries || role != vault.RoleSelector && role != vault.RoleAmount
+		switch {
 		case ok && role != vault.RoleRecipient && role != vault.RoleHost:
 			continue
 		case !ok && (!isText || !namesRecipient(s)):
@@ -44,7 +51,7 @@ func wayOut(f *vault.Facts, own bool) (path string, out bool) {
 			return p, true
 		}
 	}
-	if found {
+	if found || !carries {
 		return "", false
 	}
 	// Nobody is named: the server itself is the receiver.
