@@ -103,7 +103,7 @@ func FuzzOpenSession(f *testing.F) {
 	f.Add([]byte{0x82, 0x40, 0x84, 0x40, 0xa0, 0x40, 0x40})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		answer, err := v.OpenSession(t.Context(), b, vault.Binding{})
-		if (answer == nil) != (err != nil) || err == nil && !bytes.Equal(b, request) {
+		if (answer == nil) != (err != nil) || code(err) == vault.CodeInternal {
 			t.Fatalf("answer %x, %v", answer, err)
 		}
 		// The limit on sessions is not what is tested here.
