@@ -72,6 +72,10 @@ func (s *stores) write(f *vault.Facts) {
 	if f.Tool.ReadOnly || f.Call.Kind == vault.KindPrompt || f.Call.Kind == vault.KindResource {
 		return
 	}
+	clean := f.Scope.Integrity == vault.FromUser && f.Scope.Readers.IsPublic()
+	if clean && s.empty() {
+		return
+	}
 	names, known := resourcesOf(f)
 	name := storeOf(f)
 	l := f.Scope
@@ -88,6 +92,12 @@ func (s *stores) write(f *vault.Facts) {
 	for _, n := range names {
 		s.join(name, n, l)
 	}
+}
+
+func (s *stores) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.servers) == 0 && s.rest == nil
 }
 
 // join worsens the label of a resource, or of a whole server.

@@ -41,34 +41,74 @@ func classify(s string) (kind, string) {
 	if s == "" || len(s) > maxTyped {
 		return kindText, s
 	}
-	switch c := s[0]; {
-	case c >= '0' && c <= '9' || c == '-' || c == '+':
+	// Which characters occur decides which forms are tried: most words of most
+	// texts are none.
+	var has marks
+	for i := range len(s) {
+		has |= markOf[s[i]]
+	}
+	if has&digit != 0 {
 		if n, ok := normalNumber(s); ok {
 			return kindNumber, n
 		}
+		if a, ok := normalAmount(s); ok {
+			return kindAmount, a
+		}
+		if i, ok := normalIBAN(s); ok {
+			return kindIBAN, i
+		}
 	}
-	if a, ok := normalAmount(s); ok {
-		return kindAmount, a
+	if has&(space|quote) != 0 {
+		return kindText, s
 	}
-	if u, ok := normalURL(s); ok {
-		return kindURL, u
+	if has&colon != 0 && has&slash != 0 {
+		if u, ok := normalURL(s); ok {
+			return kindURL, u
+		}
+		if strings.Contains(s, "://") {
+			return kindText, s
+		}
 	}
-	if e, ok := normalEmail(s); ok {
-		return kindEmail, e
+	if has&at != 0 {
+		if e, ok := normalEmail(s); ok {
+			return kindEmail, e
+		}
 	}
-	if i, ok := normalIBAN(s); ok {
-		return kindIBAN, i
-	}
-	if !strings.ContainsAny(s, " \t\n") {
+	if has&slash == 0 && has&(dot|colon) != 0 {
 		if h, ok := normalHost(s); ok && isName(h) && !isFileName(s) {
 			return kindHost, h
 		}
-		if p, ok := normalPath(s); ok && (strings.Contains(s, "/") || isFileName(s)) {
+	}
+	if has&slash != 0 || has&dot != 0 && isFileName(s) {
+		if p, ok := normalPath(s); ok {
 			return kindPath, p
 		}
 	}
 	return kindText, s
 }
+
+// marks are the characters that typed values are told apart by.
+type marks uint8
+
+const (
+	digit marks = 1 << iota
+	at
+	dot
+	slash
+	colon
+	space
+	quote // what may stand around a value and not in one
+)
+
+var markOf = func() (m [256]marks) {
+	for c := '0'; c <= '9'; c++ {
+		m[c] = digit
+	}
+	m['@'], m['.'], m['/'], m[':'] = at, dot, slash, colon
+	m[' '], m['\t'], m['\n'], m['\r'] = space, space, space, space
+	m['"'], m['<'], m['>'], m['`'], m['|'] = quote, quote, quote, quote, quote
+	return m
+}()
 
 // normalHost returns the ASCII form of a host name or the canonical form of an
 // IP address. A single label is a host here; [classify] wants more.
@@ -77,8 +117,10 @@ func normalHost(s string) (string, bool) {
 	if s == "" || len(s) > 253 {
 		return "", false
 	}
-	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		return a.Unmap().String(), a.Zone() == ""
+	if isAddr := s[0] == '[' || s[0] >= '0' && s[0] <= '9' || strings.IndexByte(s, ':') >= 0; isAddr {
+		if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+			return a.Unmap().String(), a.Zone() == ""
+		}
 	}
 	ascii := true
 	for i := range len(s) {
@@ -108,12 +150,10 @@ func normalHost(s string) (string, bool) {
 // isName reports whether a normal host is an address, or has at least two labels
 // the last of which can be a top-level domain.
 func isName(h string) bool {
-	if _, err := netip.ParseAddr(h); err == nil {
-		return true
-	}
 	i := strings.LastIndexByte(h, '.')
-	if i < 0 {
-		return false
+	if i < 0 || h[len(h)-1] >= '0' && h[len(h)-1] <= '9' {
+		_, err := netip.ParseAddr(h)
+		return err == nil
 	}
 	tld := h[i+1:]
 	if strings.HasPrefix(tld, "xn--") {
@@ -254,10 +294,10 @@ func isFileName(s string) bool {
 // grouped by commas. Exponents and other groupings are not read: they are rare
 // where people write, and a wrong guess would trust a wrong number.
 func normalNumber(s string) (string, bool) {
-	if len(s) > 40 {
+	if len(s) > 40 || s == "" || s[len(s)-1] > '9' {
 		return "", false
 	}
-	sign := ""
+	in, sign := s, ""
 	switch {
 	case strings.HasPrefix(s, "-"):
 		sign, s = "-", s[1:]
@@ -268,7 +308,8 @@ func normalNumber(s string) (string, bool) {
 	if dot && frac == "" || whole == "" {
 		return "", false
 	}
-	if groups := strings.Split(whole, ","); len(groups) > 1 {
+	if strings.IndexByte(whole, ',') >= 0 {
+		groups := strings.Split(whole, ",")
 		if len(groups[0]) == 0 || len(groups[0]) > 3 {
 			return "", false
 		}
@@ -295,6 +336,9 @@ func normalNumber(s string) (string, bool) {
 	}
 	if whole == "0" {
 		sign = ""
+	}
+	if sign == "" && whole == in {
+		return in, true
 	}
 	return sign + whole, true
 }
