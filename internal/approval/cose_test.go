@@ -5,6 +5,9 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"testing"
+	"unicode/utf8"
+
+	"github.com/pilox/vault"
 )
 
 func unhex(t *testing.T, s string) []byte {
@@ -95,4 +98,47 @@ func (c codec) head(t *testing.T, major byte, n uint64) []byte {
 	}
 	b[0] |= major << 5
 	return b
+}
+
+// FuzzParse: a question that is read would be written in the same bytes, holds
+// canonical arguments, and can be shown. Signatures are left out, or nothing would
+// get past them.
+func FuzzParse(f *testing.F) {
+	c := newCodec()
+	for _, q := range []*Question{
+		{Version: version, ID: "a-1", Agent: "x", Groups: []string{"g"}, ExpiresAt: 1},
+		{
+			Version: version, ID: "a-1", Call: "c-1", Agent: "x", Groups: []string{"g", "h"}, ExpiresAt: 1,
+			Args: []byte(`{"a":[1,"b"]}`), ArgsDigest: vault.MustArgs(`{"a":[1,"b"]}`).Digest(), Params: []byte(`{}`),
+			Scope: Scope{Readers: []string{"r"}}, Origins: []Origin{{Path: "/a", Found: []string{"task"}}}, Reasons: []Reason{{"c", "/p", "d"}},
+		},
+	} {
+		b, err := c.enc.Marshal(q)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if _, err := c.parse(b); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q, err := c.parse(b)
+		if err != nil {
+			return
+		}
+		again, err := c.enc.Marshal(q)
+		if err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%x is written as %x, %v", b, again, err)
+		}
+		if !canonical(q.Args) || !canonical(q.Params) {
+			t.Errorf("arguments %q %q", q.Args, q.Params)
+		}
+		if !utf8.ValidString(Render(q)) {
+			t.Error("text is not UTF-8")
+		}
+		if _, err := JSON(q); err != nil {
+			t.Error(err)
+		}
+	})
 }

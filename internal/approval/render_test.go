@@ -1,7 +1,6 @@
 package approval_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -229,25 +228,6 @@ func FuzzVisible(f *testing.F) {
 			if !unicode.IsGraphic(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError && !strings.ContainsRune(a, r) {
 				t.Errorf("%q reads %q", a, va)
 			}
-		}
-	})
-}
-
-// FuzzOpen: what opens was written here, and encodes to the same bytes.
-func FuzzOpen(f *testing.F) {
-	desk, err := approval.New(approval.Config{Signer: key("gateway"), Recorder: new(recorder), Approvers: []approval.Approver{approver("lead")}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	q, err := desk.Question(f.Context(), facts(), asked(), revision)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(q.Bytes)
-	f.Add([]byte{0xd2, 0x84, 0x40, 0xa0, 0x40, 0x40})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, err := approval.Open(b, public("gateway")); err == nil && !bytes.Equal(b, q.Bytes) && len(b) < 200 {
-			t.Errorf("opened %x", b)
 		}
 	})
 }
