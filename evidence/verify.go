@@ -220,7 +220,7 @@ func (v *verifier) contents() error {
 		err = v.logScope()
 	}
 	f, _ := errors.AsType[*finding](err)
-	if err != nil && (f == nil || f.problem != ProblemIncomplete) {
+	if err != nil && (f == nil || f.problem.Exit() < ExitWrongKey) {
 		return err
 	}
 	if v.bad != nil {
