@@ -824,7 +824,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("open: %s %v", again.ID, err)
 	}
 
-	for i := range b {
+	for i := 0; i < len(b); i += 7 { // each costs four signatures
 		bad := append([]byte(nil), b...)
 		bad[i] ^= 1
 		third, _ := newDesk(t, nil)
