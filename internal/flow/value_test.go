@@ -136,6 +136,10 @@ func FuzzExtract(f *testing.F) {
 				return n < maxHarvest
 			}
 			again, same := classify(normal)
+			if k == kindPath { // 007/ is a path; 007, its clean form, is also a number
+				again = k
+				same, _ = normalPath(normal)
+			}
 			if again != k || same != normal {
 				t.Errorf("%q in %q is not stable: %s %q", normal, s, kindNames[again], same)
 			}

@@ -79,9 +79,8 @@ func (g *Guard) ScanArgs(_ context.Context, f *vault.Facts) vault.Decision {
 		text := doc.String()
 		// Canonical text keeps every character but quotes, backslashes and
 		// controls as it is, so one look at the whole mostly is enough.
-		suspect := mayHide(text)
-		escaped := strings.IndexByte(text, '\\') >= 0
-		if !suspect && !escaped && !known.in(text) {
+		escaped := known.quoted && strings.IndexByte(text, '\\') >= 0
+		if !hides(text) && !escaped && !known.in(text) {
 			continue
 		}
 		if d := g.scanValues(f, doc.Root(), "", known); d.Verdict != vault.Allow {
@@ -127,7 +126,7 @@ func judge(s, path string, decides bool, known *secrets) vault.Decision {
 	if known.in(s) {
 		return vault.Denied(vault.CodeScan, path, "a known secret stands in the arguments")
 	}
-	if !decides || !mayHide(s) {
+	if !decides || !hides(s) {
 		return vault.Allowed()
 	}
 	if _, n := reveal(s); n.tags > 0 || n.direction > 0 {
@@ -161,12 +160,12 @@ func (g *Guard) ScanResult(_ context.Context, _ *vault.Facts, raw []byte) ([]byt
 		return nil, vault.Denied(vault.CodeScan, "", fmt.Sprintf("%d bytes, at most %d", len(raw), g.cfg.MaxBytes))
 	}
 	known := g.secrets()
-	// A secret in plain sight can stand in a string without escapes, which is
-	// otherwise not looked at again.
+	// Most strings need no second look: one without a byte outside ASCII hides
+	// nothing, and one without escapes was part of the look at the whole.
 	plain := known.inBytes(raw)
 	var n found
 	out, err := rewrite(raw, g.cfg.MaxDepth, func(lit literal) (string, bool, error) {
-		if !plain && !lit.escaped && !lit.high {
+		if !plain && !lit.masked && !(lit.escaped && known.quoted) && !(lit.high && hides(lit.raw)) {
 			return "", false, nil
 		}
 		s := lit.decode()

@@ -15,14 +15,17 @@ import (
 // may hold. Web pages leave a few behind; a message needs more.
 const looseZeroWidth = 8
 
-// mayHide reports whether s has a byte that some hidden character starts with.
-func mayHide(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c >= utf8.RuneSelf {
-			switch c {
-			case 0xC2, 0xD8, 0xE1, 0xE2, 0xE3, 0xEF, 0xF3:
+// hides reports whether s has a character of a class that can hide something,
+// for good or bad. It decodes only behind bytes that such a character starts with.
+func hides[T string | []byte](s T) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case 0xE1, 0xE2, 0xE3, 0xEF, 0xF3:
+			r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+			if classOf(r) != visible {
 				return true
 			}
+			i += n - 1
 		}
 	}
 	return false
@@ -60,7 +63,7 @@ func classOf(r rune) class {
 // an emoji or a script needs stays.
 func reveal(s string) (string, found) {
 	var n found
-	if !mayHide(s) {
+	if !hides(s) {
 		return s, n
 	}
 	rs := []rune(s)

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"strings"
@@ -15,6 +16,7 @@ type literal struct {
 	raw     []byte
 	key     bool // the name of an object member
 	escaped bool // has a backslash
+	masked  bool // has an escape for a character that needs none: \u or \/
 	high    bool // has a byte outside ASCII
 }
 
@@ -96,7 +98,9 @@ func literalAt(raw []byte, i int) (lit literal, end int, err error) {
 			return lit, i, nil
 		case c == '\\':
 			lit.escaped = true
-			i++
+			if i++; i < len(raw) && (raw[i] == 'u' || raw[i] == '/') {
+				lit.masked = true
+			}
 		case c >= utf8.RuneSelf:
 			lit.high = true
 		}
@@ -128,11 +132,11 @@ func (l literal) decode() string {
 	}
 	out := make([]byte, 0, len(l.raw))
 	for s := l.raw; len(s) > 0; {
-		if s[0] != '\\' || len(s) == 1 {
-			out = append(out, s[0])
-			s = s[1:]
-			continue
+		plain := bytes.IndexByte(s, '\\')
+		if plain < 0 || plain == len(s)-1 {
+			return string(append(out, s...))
 		}
+		out, s = append(out, s[:plain]...), s[plain:]
 		if i := strings.IndexByte(`"\/bfnrt`, s[1]); i >= 0 {
 			out = append(out, "\"\\/\b\f\n\r\t"[i])
 			s = s[2:]

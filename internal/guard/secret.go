@@ -21,6 +21,7 @@ const minSecret = 8
 // most bytes of clean content are never looked at.
 type secrets struct {
 	list   []string // as given, to notice a change
+	quoted bool     // some form has a character that JSON must escape
 	shift  *[1 << 16]uint8
 	byHead map[[minSecret]byte][]string // forms by their first bytes, longest first
 }
@@ -56,6 +57,7 @@ func (s *secrets) add(form string) {
 		at := &s.shift[binary.LittleEndian.Uint16([]byte(form[j:j+2]))]
 		*at = min(*at, uint8(minSecret-2-j))
 	}
+	s.quoted = s.quoted || strings.ContainsFunc(form, func(r rune) bool { return r < 0x20 || r == '"' || r == '\\' })
 	head := [minSecret]byte([]byte(form[:minSecret]))
 	if !slices.Contains(s.byHead[head], form) {
 		s.byHead[head] = append(s.byHead[head], form)
