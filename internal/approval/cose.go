@@ -13,8 +13,8 @@ import (
 // A message is a COSE_Sign1 (RFC 9052, section 4.2) with Ed25519, tag 18.
 const tagSign1 = 18
 
-// algEdDSA is EdDSA of RFC 9053, section 2.2; the key makes it Ed25519.
-const algEdDSA = -8
+// algEd25519 is the fully specified form of EdDSA (RFC 9864), as in capabilities.
+const algEd25519 = -19
 
 const (
 	// questionContext starts every hash and is the external_aad of every
@@ -93,7 +93,7 @@ func (c codec) decode(b []byte, v any) error {
 
 // seal signs payload.
 func (c codec) seal(payload []byte, key crypto.Signer) ([]byte, error) {
-	protected, err := c.enc.Marshal(header{algEdDSA, questionType})
+	protected, err := c.enc.Marshal(header{algEd25519, questionType})
 	if err != nil {
 		return nil, err
 	}
@@ -131,8 +131,8 @@ func (c codec) unseal(signed []byte, key ed25519.PublicKey) ([]byte, error) {
 	if err := c.decode(m.Protected, &h); err != nil {
 		return nil, err
 	}
-	if h.Alg != algEdDSA || h.Typ != questionType {
-		return nil, fmt.Errorf("algorithm %d and type %q, want %d and %q", h.Alg, h.Typ, algEdDSA, questionType)
+	if h.Alg != algEd25519 || h.Typ != questionType {
+		return nil, fmt.Errorf("algorithm %d and type %q, want %d and %q", h.Alg, h.Typ, algEd25519, questionType)
 	}
 	tbs, err := c.enc.Marshal(sigStructure{Context: "Signature1", Protected: m.Protected, External: []byte(questionContext), Payload: m.Payload})
 	if err != nil {

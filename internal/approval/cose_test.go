@@ -60,7 +60,7 @@ func TestUnsealRefuses(t *testing.T) {
 		m = append(append(m, c.head(t, 2, 7)...), "payload"...)
 		return append(append(m, c.head(t, 2, 64)...), ed25519.Sign(key, tbs)...)
 	}
-	good := header{algEdDSA, questionType}
+	good := header{algEd25519, questionType}
 	if b, err := c.unseal(make(18, good, questionContext, "a0"), public); err != nil || string(b) != "payload" {
 		t.Fatalf("the good one: %q %v", b, err)
 	}
@@ -69,9 +69,10 @@ func TestUnsealRefuses(t *testing.T) {
 		msg  []byte
 	}{
 		{"another algorithm", make(18, header{-7, questionType}, questionContext, "a0")},
-		{"another type", make(18, header{algEdDSA, "application/x"}, questionContext, "a0")},
-		{"no type", make(18, map[int]int{1: algEdDSA}, questionContext, "a0")},
-		{"one more header", make(18, map[int]any{1: algEdDSA, 16: questionType, 4: "kid"}, questionContext, "a0")},
+		{"the algorithm that leaves the curve open", make(18, header{-8, questionType}, questionContext, "a0")},
+		{"another type", make(18, header{algEd25519, "application/x"}, questionContext, "a0")},
+		{"no type", make(18, map[int]int{1: algEd25519}, questionContext, "a0")},
+		{"one more header", make(18, map[int]any{1: algEd25519, 16: questionType, 4: "kid"}, questionContext, "a0")},
 		{"another context", make(18, good, "vault/link/v1", "a0")},
 		{"no context", make(18, good, "", "a0")},
 		{"an unprotected header", make(18, good, questionContext, "a10401")},
