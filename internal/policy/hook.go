@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 
 	"github.com/pilox/vault"
@@ -173,7 +174,7 @@ func (h *hook) eval(ctx context.Context, in *input) (ast.Value, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	doc, err := in.value(h.needs)
+	doc, err := in.value(&h.needs)
 	if err != nil {
 		return nil, fmt.Errorf("build input: %w", err)
 	}
@@ -187,6 +188,7 @@ func (h *hook) eval(ctx context.Context, in *input) (ast.Value, error) {
 	rs, err := h.prepared.Eval(ctx,
 		rego.EvalParsedInput(doc),
 		rego.EvalExternalCancel(b),
+		rego.EvalMetrics(metrics.NoOp()),
 		// The answer is read as OPA holds it; turning it into Go maps first
 		// would cost as much as a small policy.
 		rego.EvalGenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) {

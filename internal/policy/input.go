@@ -15,46 +15,57 @@ import (
 // under the same version; one is never renamed, removed or given another meaning.
 const inputVersion = 1
 
-// A needs says which sections of the input some rule can look at. A section that
-// no rule names is not built: nothing can tell the difference, and a small policy
-// gets twice as fast.
-type needs uint16
-
-const (
-	needAgent needs = 1 << iota
-	needPrincipal
-	needTask
-	needGrant
-	needCall
-	needData
-	needHistory
-	needEnv
-	needAll = 1<<iota - 1
-)
-
-var sectionNeeds = map[string]needs{
-	"agent": needAgent, "principal": needPrincipal, "task": needTask, "grant": needGrant,
-	"call": needCall, "data": needData, "history": needHistory, "env": needEnv,
-	// always built
-	"version": 0, "decision_id": 0, "time": 0, "hook": 0, "approvals": 0,
+// A needs says which fields of the input some rule can look at: section to the
+// names in it. What no rule names is not built: nothing can tell the difference,
+// and most of the cost of a decision is building what nobody reads.
+type needs struct {
+	all      bool                       // the whole document
+	sections map[string]map[string]bool // a nil set is the whole section
 }
 
-// needsOf collects the sections that the modules name. A rule that takes the
-// input as a whole, or picks a section by a variable, needs all of them.
+// want reports whether a section must be built.
+func (n *needs) want(section string) bool {
+	if n.all {
+		return true
+	}
+	_, ok := n.sections[section]
+	return ok
+}
+
+// A fieldList collects the fields of one section that must be built.
+type fieldList struct {
+	only  map[string]bool // nil: all
+	items [][2]*ast.Term
+}
+
+func (n *needs) in(section string, size int) fieldList {
+	return fieldList{only: n.sections[section], items: make([][2]*ast.Term, 0, size)}
+}
+
+func (l *fieldList) add(name string, build func() *ast.Term) {
+	if l.only == nil || l.only[name] {
+		l.items = append(l.items, kv(name, build()))
+	}
+}
+
+func (l *fieldList) object() *ast.Term { return object(l.items...) }
+
+// needsOf collects the fields that the modules name. A rule that takes the input
+// or a section as a whole, or picks in it by a variable, needs all of it.
 func needsOf(modules map[string]*ast.Module) needs {
-	var n needs
+	n := needs{sections: map[string]map[string]bool{}}
 	var visit *ast.GenericVisitor
 	visit = ast.NewGenericVisitor(func(x any) bool {
 		switch x := x.(type) {
 		case ast.Var:
 			if x == ast.InputRootDocument.Value {
-				n = needAll
+				n.all = true
 			}
 		case ast.Ref:
 			if !x[0].Equal(ast.InputRootDocument) {
 				return false
 			}
-			n |= sectionOf(x)
+			n.note(x)
 			for _, t := range x[1:] {
 				visit.Walk(t)
 			}
@@ -68,15 +79,31 @@ func needsOf(modules map[string]*ast.Module) needs {
 	return n
 }
 
-func sectionOf(ref ast.Ref) needs {
-	if len(ref) < 2 {
-		return needAll
+// note records one reference to the input. An import or a with names a section
+// like any reference does.
+func (n *needs) note(ref ast.Ref) {
+	name := func(i int) (string, bool) {
+		if i >= len(ref) {
+			return "", false
+		}
+		s, ok := ref[i].Value.(ast.String)
+		return string(s), ok
 	}
-	name, ok := ref[1].Value.(ast.String)
+	section, ok := name(1)
 	if !ok {
-		return needAll
+		n.all = true
+		return
 	}
-	return sectionNeeds[string(name)] // an unknown name is undefined either way
+	set, seen := n.sections[section]
+	field, ok := name(2)
+	switch {
+	case !ok:
+		n.sections[section] = nil
+	case !seen:
+		n.sections[section] = map[string]bool{field: true}
+	case set != nil:
+		set[field] = true
+	}
 }
 
 // An input builds the document for one call, once for all its hooks.
@@ -90,7 +117,7 @@ type input struct {
 // and recording. Rules see the same.
 func (p *Policy) Input(f *vault.Facts) ([]byte, error) {
 	in := input{f: f, gateway: p.cfg.Gateway}
-	v, err := in.value(needAll)
+	v, err := in.value(&needs{all: true})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +128,7 @@ func (p *Policy) Input(f *vault.Facts) ([]byte, error) {
 	return json.Marshal(doc)
 }
 
-func (in *input) value(n needs) (ast.Value, error) {
+func (in *input) value(n *needs) (ast.Value, error) {
 	if in.doc != nil {
 		return in.doc, nil
 	}
@@ -109,114 +136,136 @@ func (in *input) value(n needs) (ast.Value, error) {
 	if f == nil || f.Call == nil || f.Grant == nil || f.Tool == nil {
 		return nil, fmt.Errorf("facts are incomplete: call %t, grant %t, tool %t", f != nil && f.Call != nil, f != nil && f.Grant != nil, f != nil && f.Tool != nil)
 	}
-	section := func(bit needs, build func() *ast.Term) *ast.Term {
-		if n&bit == 0 {
-			return null
+	section := func(name string, build func(*needs) *ast.Term) [2]*ast.Term {
+		if !n.want(name) {
+			return kv(name, null)
 		}
-		return build()
+		return kv(name, build(n))
 	}
 	in.doc = ast.NewObject(
 		kv("version", ast.InternedTerm(inputVersion)),
 		kv("decision_id", text(f.Call.ID)),
 		kv("time", instant(f.Call.At)),
 		kv("hook", text(AtToolCall)),
-		kv("agent", section(needAgent, in.agent)),
-		kv("principal", section(needPrincipal, in.principal)),
-		kv("task", section(needTask, in.task)),
-		kv("grant", section(needGrant, in.grant)),
-		kv("call", section(needCall, in.call)),
-		kv("data", section(needData, in.data)),
-		kv("history", section(needHistory, in.history)),
+		section("agent", in.agent),
+		section("principal", in.principal),
+		section("task", in.task),
+		section("grant", in.grant),
+		section("call", in.call),
+		section("data", in.data),
+		section("history", in.history),
 		kv("approvals", ast.InternedEmptyArray),
-		kv("env", section(needEnv, in.env)),
+		section("env", in.env),
 	)
 	return in.doc, nil
 }
 
-func (in *input) agent() *ast.Term {
-	return object(
-		kv("id", text(string(in.f.Grant.Agent))),
-		kv("key_thumbprint", null),
-		kv("roles", null),
-		kv("parent", null),
-	)
+func (in *input) agent(n *needs) *ast.Term {
+	l := n.in("agent", 4)
+	l.add("id", func() *ast.Term { return text(string(in.f.Grant.Agent)) })
+	l.add("key_thumbprint", none)
+	l.add("roles", none)
+	l.add("parent", none)
+	return l.object()
 }
 
-func (in *input) principal() *ast.Term {
-	return object(
-		kv("user", text(in.f.Grant.Principal)),
-		kv("tenant", text(string(in.f.Grant.Tenant))),
-	)
+func (in *input) principal(n *needs) *ast.Term {
+	l := n.in("principal", 2)
+	l.add("user", func() *ast.Term { return text(in.f.Grant.Principal) })
+	l.add("tenant", func() *ast.Term { return text(string(in.f.Grant.Tenant)) })
+	return l.object()
 }
 
-func (in *input) task() *ast.Term {
-	return object(
-		kv("id", text(string(in.f.Grant.Task))),
-		kv("purpose", text(in.f.Grant.Purpose)),
-		kv("opened_at", null),
-	)
+func (in *input) task(n *needs) *ast.Term {
+	l := n.in("task", 3)
+	l.add("id", func() *ast.Term { return text(string(in.f.Grant.Task)) })
+	l.add("purpose", func() *ast.Term { return text(in.f.Grant.Purpose) })
+	l.add("opened_at", none)
+	return l.object()
 }
 
-func (in *input) grant() *ast.Term {
+func (in *input) grant(n *needs) *ast.Term {
 	g := in.f.Grant
-	links := make([]*ast.Term, len(g.Links))
-	for i, l := range g.Links {
-		links[i] = text(l.String())
-	}
-	budgets := make([][2]*ast.Term, 0, len(g.Debits))
-	for _, d := range g.Debits {
-		budgets = append(budgets, [2]*ast.Term{text(d.Counter), object(
-			kv("amount", whole(d.Amount)),
-			kv("limit", whole(d.Limit)),
-			kv("unit", text(d.Unit)),
-			kv("used", null),
-		)})
-	}
-	return object(
-		kv("chain_id", digest(g.Chain)),
-		kv("link_ids", array(links)),
-		kv("depth", ast.InternedTerm(max(len(g.Links)-1, 0))),
-		kv("exp", instant(g.Expires)),
-		kv("proof", text(string(g.Proof))),
-		kv("any_args", ast.InternedTerm(g.AnyArgs)),
-		kv("same_uid", ast.InternedTerm(g.SameUID)),
-		kv("ask", texts(g.Ask)),
-		kv("may_read", texts(g.MayRead)),
-		kv("may_send_to", texts(g.MaySendTo)),
-		kv("effective", null),
-		kv("budgets", object(budgets...)),
-	)
+	l := n.in("grant", 12)
+	l.add("chain_id", func() *ast.Term { return digest(g.Chain) })
+	l.add("link_ids", func() *ast.Term {
+		links := make([]*ast.Term, len(g.Links))
+		for i, id := range g.Links {
+			links[i] = text(id.String())
+		}
+		return array(links)
+	})
+	l.add("depth", func() *ast.Term { return ast.InternedTerm(max(len(g.Links)-1, 0)) })
+	l.add("exp", func() *ast.Term { return instant(g.Expires) })
+	l.add("proof", func() *ast.Term { return text(string(g.Proof)) })
+	l.add("any_args", func() *ast.Term { return ast.InternedTerm(g.AnyArgs) })
+	l.add("same_uid", func() *ast.Term { return ast.InternedTerm(g.SameUID) })
+	l.add("ask", func() *ast.Term { return texts(g.Ask) })
+	l.add("may_read", func() *ast.Term { return texts(g.MayRead) })
+	l.add("may_send_to", func() *ast.Term { return texts(g.MaySendTo) })
+	l.add("effective", none)
+	l.add("budgets", func() *ast.Term {
+		budgets := make([][2]*ast.Term, 0, len(g.Debits))
+		for _, d := range g.Debits {
+			budgets = append(budgets, [2]*ast.Term{text(d.Counter), object(
+				kv("amount", whole(d.Amount)),
+				kv("limit", whole(d.Limit)),
+				kv("unit", text(d.Unit)),
+				kv("used", null),
+			)})
+		}
+		return object(budgets...)
+	})
+	return l.object()
 }
 
-func (in *input) call() *ast.Term {
+func (in *input) call(n *needs) *ast.Term {
 	c, t := in.f.Call, in.f.Tool
-	roles := make([][2]*ast.Term, 0, len(t.Roles))
-	for path, role := range t.Roles {
-		roles = append(roles, [2]*ast.Term{text(path), text(string(role))})
-	}
-	return object(
-		kv("kind", text(string(c.Kind))),
-		kv("server", text(c.Server)),
-		kv("tool", text(c.Target.Name)),
-		kv("schema_digest", digest(t.Definition)),
-		kv("risk", text(t.Risk.String())),
-		kv("read_only", ast.InternedTerm(t.ReadOnly)),
-		kv("local", ast.InternedTerm(t.Local)),
-		kv("roles", object(roles...)),
-		kv("args", tree(c.Args.Root())),
-		kv("args_digest", digest(c.Args.Digest())),
-		kv("seq", whole(int64(min(c.Credential.Seq, 1<<53-1)))),
-	)
+	l := n.in("call", 11)
+	l.add("kind", func() *ast.Term { return text(string(c.Kind)) })
+	l.add("server", func() *ast.Term { return text(c.Server) })
+	l.add("tool", func() *ast.Term { return text(c.Target.Name) })
+	l.add("schema_digest", func() *ast.Term { return digest(t.Definition) })
+	l.add("risk", func() *ast.Term { return text(t.Risk.String()) })
+	l.add("read_only", func() *ast.Term { return ast.InternedTerm(t.ReadOnly) })
+	l.add("local", func() *ast.Term { return ast.InternedTerm(t.Local) })
+	l.add("roles", func() *ast.Term {
+		roles := make([][2]*ast.Term, 0, len(t.Roles))
+		for path, role := range t.Roles {
+			roles = append(roles, [2]*ast.Term{text(path), text(string(role))})
+		}
+		return object(roles...)
+	})
+	l.add("args", func() *ast.Term { return tree(c.Args.Root()) })
+	l.add("args_digest", func() *ast.Term { return digest(c.Args.Digest()) })
+	l.add("seq", func() *ast.Term { return whole(int64(min(c.Credential.Seq, 1<<53-1))) })
+	return l.object()
 }
 
-func (in *input) data() *ast.Term {
+func (in *input) data(n *needs) *ast.Term {
 	scope := in.f.Scope
-	sources := make([]*ast.Term, len(scope.Sources))
-	for i, s := range scope.Sources {
-		sources[i] = text(s.String())
-	}
-	var origins *ast.Term = null
-	if in.f.Origins != nil {
+	l := n.in("data", 3)
+	l.add("labels", func() *ast.Term {
+		readers := text("public")
+		if !scope.Readers.IsPublic() {
+			readers = texts(scope.Readers.Names())
+		}
+		return object(
+			kv("integrity", text(scope.Integrity.String())),
+			kv("confidentiality", readers),
+		)
+	})
+	l.add("sources", func() *ast.Term {
+		sources := make([]*ast.Term, len(scope.Sources))
+		for i, s := range scope.Sources {
+			sources[i] = text(s.String())
+		}
+		return array(sources)
+	})
+	l.add("arg_provenance", func() *ast.Term {
+		if in.f.Origins == nil {
+			return null
+		}
 		items := make([][2]*ast.Term, len(in.f.Origins))
 		for i, o := range in.f.Origins {
 			items[i] = [2]*ast.Term{text(o.Path), object(
@@ -224,44 +273,36 @@ func (in *input) data() *ast.Term {
 				kv("trusted", ast.InternedTerm(o.Trusted)),
 			)}
 		}
-		origins = object(items...)
-	}
-	readers := text("public")
-	if !scope.Readers.IsPublic() {
-		readers = texts(scope.Readers.Names())
-	}
-	return object(
-		kv("labels", object(
-			kv("integrity", text(scope.Integrity.String())),
-			kv("confidentiality", readers),
-		)),
-		kv("sources", array(sources)),
-		kv("arg_provenance", origins),
-	)
+		return object(items...)
+	})
+	return l.object()
 }
 
-func (in *input) history() *ast.Term {
-	return object(
-		kv("calls", ast.InternedTerm(in.f.Calls)),
-		kv("last_n", null),
-		kv("denies", ast.InternedTerm(in.f.Denies)),
-	)
+func (in *input) history(n *needs) *ast.Term {
+	l := n.in("history", 3)
+	l.add("calls", func() *ast.Term { return ast.InternedTerm(in.f.Calls) })
+	l.add("last_n", none)
+	l.add("denies", func() *ast.Term { return ast.InternedTerm(in.f.Denies) })
+	return l.object()
 }
 
-func (in *input) env() *ast.Term {
-	gateway := null
-	if in.gateway != "" {
-		gateway = text(in.gateway)
-	}
-	return object(
-		kv("gateway", gateway),
-		kv("net", null),
-		kv("sandbox_grade", text(in.f.Grade.String())),
-	)
+func (in *input) env(n *needs) *ast.Term {
+	l := n.in("env", 3)
+	l.add("gateway", func() *ast.Term {
+		if in.gateway == "" {
+			return null
+		}
+		return text(in.gateway)
+	})
+	l.add("net", none)
+	l.add("sandbox_grade", func() *ast.Term { return text(in.f.Grade.String()) })
+	return l.object()
 }
 
 // Terms are immutable, so the fixed ones are shared between calls.
 var null = ast.InternedNullTerm
+
+func none() *ast.Term { return null }
 
 func kv(key string, v *ast.Term) [2]*ast.Term { return [2]*ast.Term{keys[key], v} }
 
