@@ -23,9 +23,10 @@ const (
 	maxSchemaValues = 8192    // JSON values; compiling is quadratic in them
 	maxPattern      = 1024    // bytes of one pattern
 	maxProgram      = 10_000  // instructions of one compiled pattern
-	maxMatchWork    = 1 << 26 // instructions times bytes of one match, some 0.5 s
-	maxSteps        = 1 << 21 // cost of one check; the largest arguments need a fifth
-	maxRefWork      = 1 << 28 // values times references squared: chains of $ref are walked twice over
+	maxSteps        = 1 << 19 // cost of one check, some 2 µs each where everything fails
+	maxRefWork      = 1 << 27 // values times references squared: chains of $ref are walked twice over
+	maxBranchWork   = 1 << 25 // values times alternatives: each keeps a set of properties
+	maxEnumWork     = 1 << 28 // values times weight of enumerations, some 5 ns each
 	maxPathBytes    = 512     // of the path in a denial
 )
 
@@ -39,7 +40,7 @@ var (
 // that bounds a check is part of the compiled form.
 type schema struct {
 	compiled *jsonschema.Schema
-	refs     int
+	size     schemaSize
 	open     bool // lets undeclared properties through
 	ignored  bool // a pattern is not enforced
 
@@ -54,8 +55,8 @@ type schemaOptions struct {
 }
 
 const (
-	schemaURL = "vault:schema"
-	closedURL = "vault:closed"
+	schemaURL = "vault:///schema"
+	closedURL = "vault:///closed"
 )
 
 // compileSchema compiles the schema in v. Nothing outside v is ever loaded.
@@ -68,13 +69,13 @@ func compileSchema(v vault.Value, opt schemaOptions) (s *schema, err error) {
 			s, err = nil, fmt.Errorf("schema: %v", r)
 		}
 	}()
-	s = &schema{}
+	s = &schema{steps: maxSteps}
 	values := 0
 	doc := toAny(v, &values).(map[string]any)
 	if values > maxSchemaValues {
 		return nil, fmt.Errorf("schema: more than %d values", maxSchemaValues)
 	}
-	s.refs = countRefs(v)
+	s.size.measure(v)
 
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020)
@@ -91,6 +92,9 @@ func compileSchema(v vault.Value, opt schemaOptions) (s *schema, err error) {
 		s.open = true
 	case additional || unevaluated:
 		s.open = doc["additionalProperties"] != false && doc["unevaluatedProperties"] != false
+	case !branches(doc):
+		// The same where nothing branches, in every draft, without a set to keep.
+		doc["additionalProperties"] = false
 	case knowsUnevaluated(doc):
 		doc["unevaluatedProperties"] = false
 	default:
@@ -113,6 +117,22 @@ func compileSchema(v vault.Value, opt schemaOptions) (s *schema, err error) {
 
 const draft2020 = "https://json-schema.org/draft/2020-12/schema"
 
+// branches reports whether properties of the value can be declared elsewhere than
+// in properties and patternProperties of doc itself. A keyword that is not known
+// to declare none counts as one that may.
+func branches(doc map[string]any) bool {
+	for key := range doc {
+		switch key {
+		case "$schema", "$id", "id", "$comment", "$defs", "definitions", "$anchor", "title", "description", "default",
+			"examples", "deprecated", "readOnly", "writeOnly", "type", "enum", "const", "properties", "patternProperties",
+			"propertyNames", "required", "dependentRequired", "minProperties", "maxProperties":
+		default:
+			return true
+		}
+	}
+	return false
+}
+
 // knowsUnevaluated reports whether the draft of doc has unevaluatedProperties.
 func knowsUnevaluated(doc map[string]any) bool {
 	declared, ok := doc["$schema"]
@@ -130,30 +150,71 @@ type refuseLoader struct{}
 
 func (refuseLoader) Load(string) (any, error) { return nil, errNoRemote }
 
-func countRefs(v vault.Value) int {
-	n := 0
+// A schemaSize is what of a schema can be expensive before the counter sees it:
+// the library calls back after a node's children, and not for a child whose type
+// or enumeration fails. Words are counted wherever they stand, so it is an upper
+// bound.
+type schemaSize struct {
+	refs     int // references
+	branches int // alternatives and conditions
+	enum     int // enumerated values; those that are not strings weigh 128
+}
+
+func (z *schemaSize) measure(v vault.Value) {
 	for key, child := range v.All() {
-		if strings.HasSuffix(strings.ToLower(key), "ref") {
-			n++
+		switch key {
+		case "$ref", "$dynamicRef", "$recursiveRef":
+			z.refs++
+		case "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies", "not", "if", "then", "else":
+			z.branches += max(child.Len(), 1)
+		case "enum", "const":
+			z.enum += weigh(child)
 		}
-		n += countRefs(child)
+		z.measure(child)
+	}
+}
+
+// weigh counts the values in an enumeration. Comparing numbers makes rationals.
+func weigh(v vault.Value) int {
+	n := 128
+	if v.Kind() == vault.String {
+		n = 1
+	}
+	for _, child := range v.All() {
+		n += weigh(child)
 	}
 	return n
 }
 
-// A bounded is a pattern whose matching cannot take longer than maxMatchWork.
+// affords reports whether a document of so many values can be checked at all.
+func (z *schemaSize) affords(values int) bool {
+	values = max(values, 1)
+	return z.refs*z.refs <= maxRefWork/values && z.branches <= maxBranchWork/values && z.enum <= maxEnumWork/values
+}
+
+// factor is what one evaluation costs more because of enumerations, in steps.
+func (z *schemaSize) factor() int { return 1 + z.enum/512 }
+
+// A bounded is a pattern that charges its check for each match.
 type bounded struct {
 	*regexp.Regexp
 	program int
+	s       *schema
 }
 
 // MatchString panics with errTooCostly rather than answer without looking: false
 // would pass under "not" and true elsewhere. The check recovers it and fails.
-func (b bounded) MatchString(s string) bool {
-	if len(s) > maxMatchWork/b.program {
+func (b bounded) MatchString(text string) bool {
+	// Some 10 ns for each instruction and byte where a pattern is at its slowest.
+	b.s.charge(1 + b.program*len(text)/256)
+	return b.Regexp.MatchString(text)
+}
+
+// charge takes steps from the check that runs.
+func (s *schema) charge(steps int) {
+	if s.steps -= steps; s.steps < 0 {
 		panic(errTooCostly)
 	}
-	return b.Regexp.MatchString(s)
 }
 
 // An anything matches all strings, in place of a pattern RE2 cannot express.
@@ -183,7 +244,7 @@ func (s *schema) pattern(p string, ignore bool) (jsonschema.Regexp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return bounded{re, size}, nil
+	return bounded{re, size, s}, nil
 }
 
 // programSize estimates the instructions of a pattern, saturating.
@@ -240,9 +301,7 @@ func (p price) Validate(_ *jsonschema.ValidatorContext, v any) {
 	case map[string]any:
 		members += len(v)
 	}
-	if p.s.steps -= p.fixed + (1+p.member)*members; p.s.steps < 0 {
-		panic(errTooCostly)
-	}
+	p.s.charge(p.fixed + (1+p.member)*members*p.s.size.factor())
 }
 
 // A mismatch says where a value does not match. It holds no value.
@@ -254,7 +313,7 @@ type mismatch struct {
 // check holds v, which consists of so many values, against the schema. nil means
 // that it matches.
 func (s *schema) check(v any, values int) (m *mismatch) {
-	if s.refs > 0 && values > maxRefWork/(s.refs*s.refs) {
+	if !s.size.affords(values) {
 		return &mismatch{"", errTooCostly}
 	}
 	s.mu.Lock()
