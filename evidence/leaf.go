@@ -107,6 +107,7 @@ func (l *Leaf) Append(b []byte) ([]byte, error) {
 // check reports the first member that a leaf must not have. The parser calls it
 // too, so both sides refuse the same.
 func (l *Leaf) check() error {
+	fields := vault.FieldsOf(l.Class)
 	switch {
 	case !validName(l.Log) || l.Log == "":
 		return errors.New("log: want a name of 1 to 1024 bytes of UTF-8")
@@ -126,7 +127,7 @@ func (l *Leaf) check() error {
 		return errors.New("call_id: want at most 1024 bytes of UTF-8")
 	case !validName(l.Tool):
 		return errors.New("tool: want at most 1024 bytes of UTF-8")
-	case vault.FieldsOf(l.Class) == nil:
+	case fields == nil:
 		return fmt.Errorf("class: unknown %q", l.Class)
 	case !validPhase(l.Phase):
 		return fmt.Errorf("phase: unknown %q", l.Phase)
@@ -138,8 +139,8 @@ func (l *Leaf) check() error {
 		return errors.New("verdict: unknown")
 	case l.Grade > vault.GradeA:
 		return errors.New("grade: unknown")
-	case l.Fields.N != len(vault.FieldsOf(l.Class)):
-		return fmt.Errorf("fields: %d, class %s has %d", l.Fields.N, l.Class, len(vault.FieldsOf(l.Class)))
+	case l.Fields.N != len(fields):
+		return fmt.Errorf("fields: %d, class %s has %d", l.Fields.N, l.Class, len(fields))
 	case l.Fields.Root.IsZero():
 		return errors.New("fields: no root")
 	case len(l.Debits) > MaxDebits:

@@ -188,17 +188,19 @@ func (r *reader) str(member string) string {
 		return ""
 	}
 	for i := 1; i < len(r.s); i++ {
-		switch c := r.s[i]; {
-		case c == '"':
+		c := r.s[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		if c == '"' {
 			s := r.s[1:i]
 			r.s = r.s[i+1:]
 			return s
-		case c == '\\':
-			return r.escaped(member)
-		case c < ' ':
-			r.fail(member)
-			return ""
 		}
+		if c == '\\' {
+			return r.escaped(member)
+		}
+		break
 	}
 	r.fail(member)
 	return ""
@@ -274,16 +276,15 @@ func (r *reader) digest(member string) vault.Digest {
 		r.fail(member)
 		return vault.Digest{}
 	}
+	digits, wrong := r.s[1:n+1], byte(0)
 	for i := range d {
-		hi, lo := hexValue[r.s[1+2*i]], hexValue[r.s[2+2*i]]
-		if hi > 15 || lo > 15 {
-			r.fail(member)
-			return vault.Digest{}
-		}
+		hi, lo := hexValue[digits[2*i]], hexValue[digits[2*i+1]]
+		wrong |= hi | lo
 		d[i] = hi<<4 | lo
 	}
-	if d.IsZero() { // written as null
+	if wrong > 15 || d.IsZero() { // zero is written as null
 		r.fail(member)
+		return vault.Digest{}
 	}
 	r.s = r.s[n+2:]
 	return d

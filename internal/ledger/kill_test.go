@@ -1,0 +1,139 @@
+package ledger
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/store"
+)
+
+// TestKill kills a real process with SIGKILL while eight producers write, and
+// looks at what is left: it opens, everything verifies, and every intent that was
+// acknowledged is there at its place.
+func TestKill(t *testing.T) {
+	if dir := os.Getenv("LEDGER_TEST_DIR"); dir != "" {
+		writeUntilKilled(t, dir)
+		return
+	}
+	kills := 20
+	if testing.Short() {
+		kills = 3
+	}
+	dir := t.TempDir()
+	acked := map[uint64]vault.Digest{}
+	for i := range kills {
+		killOnce(t, dir, acked)
+		r := &rig{t: t, dir: dir, key: testKey("ledger")}
+		r.openStore()
+		r.open()
+		r.check()
+		for idx, want := range acked {
+			for e, err := range r.cfg.Store.Entries(t.Context(), idx, idx+1) {
+				if err != nil || e.Hash != want {
+					t.Fatalf("kill %d: acknowledged record %d is another one: %v", i, idx, err)
+				}
+			}
+			if idx >= r.led.Head().Size {
+				t.Fatalf("kill %d: acknowledged record %d is lost, the ledger has %d", i, idx, r.led.Head().Size)
+			}
+		}
+		for _, o := range r.led.Recovered().Open {
+			r.commit(o.Unknown())
+		}
+		r.led.Close()
+		r.db.Close()
+	}
+	if len(acked) == 0 {
+		t.Fatal("the child wrote nothing, so this shows nothing")
+	}
+}
+
+// killOnce runs a child on dir, kills it at a random moment, and adds what it
+// said was durable to acked.
+func killOnce(t *testing.T, dir string, acked map[uint64]vault.Digest) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$")
+	cmd.Env = append(os.Environ(), "LEDGER_TEST_DIR="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		rest, ok := strings.CutPrefix(lines.Text(), "durable ")
+		if !ok {
+			continue
+		}
+		// The first line starts the clock: before it the child only starts up.
+		once.Do(func() {
+			time.AfterFunc(time.Duration(rand.IntN(60_000))*time.Microsecond, func() { cmd.Process.Kill() })
+		})
+		var idx uint64
+		var hash string
+		if n, _ := fmt.Sscanf(rest, "%d %s", &idx, &hash); n != 2 || len(hash) != 64 {
+			continue // the line at which it died
+		}
+		d, err := vault.ParseDigest(hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		acked[idx] = d
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("the child ended by itself")
+	}
+}
+
+func writeUntilKilled(t *testing.T, dir string) {
+	ctx := context.Background()
+	db, err := store.Open(ctx, filepath.Join(dir, "vault.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	r := &rig{t: t, dir: dir, key: testKey("ledger"), db: db}
+	tenant, err := db.Tenant(ctx, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := OpenFileKeys(filepath.Join(dir, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cfg = Config{Store: tenant, Origin: origin, Key: r.key, Keys: keys, CheckpointFile: filepath.Join(dir, "checkpoint"), Every: 5 * time.Millisecond}
+	l, err := Open(ctx, r.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for p := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				e := intent(vault.TaskID(fmt.Sprintf("t-%d", p)), fmt.Sprint(i))
+				got, err := l.Commit(ctx, e)
+				if err != nil {
+					return
+				}
+				fmt.Printf("durable %d %s\n", got.Index, got.Leaf)
+				if _, err := l.Sequence(ctx, outcomeOf(got, e, vault.PhaseDone)); err != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
