@@ -191,6 +191,7 @@ func TestRulesThatAreRefused(t *testing.T) {
 		{"without a budget of calls", func(l *Link) { l.Budgets = &Budgets{BytesOut: Limit(1)} }},
 		{"with a parent", func(l *Link) { l.Parent[0] = 1 }},
 		{"expires before it begins", func(l *Link) { l.Expires = l.NotBefore }},
+		{"expires after the year 9999", func(l *Link) { l.Expires = lastInstant + 1 }},
 		{"deeper than a chain can be", func(l *Link) { l.Depth = Depth(16) }},
 		{"a holder of two kinds", func(l *Link) { l.Holder.Bearer = true }},
 		{"a holder of no kind", func(l *Link) { l.Holder = &Holder{} }},

@@ -48,8 +48,10 @@ func (l *Link) checkChild() error {
 }
 
 func (l *Link) check(root bool) error {
-	if l.Expires < 0 {
-		return errors.New("expires before 1970")
+	for _, at := range []Instant{l.Issued, l.NotBefore, l.Expires} {
+		if at < 0 || at > lastInstant {
+			return errors.New("time before 1970 or after 9999")
+		}
 	}
 	if l.Depth != nil && (*l.Depth < 0 || *l.Depth >= MaxLinks) {
 		return fmt.Errorf("depth %d: want 0 to %d", *l.Depth, MaxLinks-1)
@@ -149,6 +151,9 @@ func (r *Rule) check(root bool) error {
 	_, err := compileArgs(r.Args, "", 0)
 	return err
 }
+
+// lastInstant is the end of the year 9999, the last that RFC 3339 can write.
+const lastInstant Instant = 253_402_300_799_999
 
 // check checks budgets of a link or, if not link, of a rule.
 func (b *Budgets) check(link bool) error {
