@@ -248,9 +248,13 @@ func mediaType(v string) string {
 // credential copies the proof that stands in headers. Binding is not among it: that
 // is what the transport proves.
 func credential(h http.Header, c *vault.Credential) error {
-	for name, field := range map[string]*[]byte{
-		"Vault-Session": &c.Session, "Vault-Mac": &c.MAC, "Vault-Nonce": &c.Nonce, "Vault-Signature": &c.Signature,
+	for _, p := range [...]struct {
+		name  string
+		field *[]byte
+	}{
+		{"Vault-Session", &c.Session}, {"Vault-Mac", &c.MAC}, {"Vault-Nonce", &c.Nonce}, {"Vault-Signature", &c.Signature},
 	} {
+		name, field := p.name, p.field
 		raw, err := one(h, name)
 		if err != nil {
 			return err
