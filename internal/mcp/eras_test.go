@@ -14,9 +14,18 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
-// sdkServer is a server of the SDK that speaks one era only.
+// sdkServer serves newSDKServer over HTTP and returns its URL.
 func sdkServer(t testing.TB, modernEra bool, cancelled chan<- struct{}) string {
 	t.Helper()
+	s := newSDKServer(modernEra, cancelled)
+	h := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: modernEra, PropagateRequestCancellation: true})
+	srv := httptest.NewServer(h)
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	return srv.URL
+}
+
+// newSDKServer is a server of the SDK that speaks one era only.
+func newSDKServer(modernEra bool, cancelled chan<- struct{}) *sdk.Server {
 	versions := legacyVersions
 	if modernEra {
 		versions = []string{Version20260728}
@@ -77,10 +86,7 @@ func sdkServer(t testing.TB, modernEra bool, cancelled chan<- struct{}) string {
 	s.AddPrompt(&sdk.Prompt{Name: "greet", Arguments: []*sdk.PromptArgument{{Name: "name"}, {Name: "tone"}}}, func(_ context.Context, r *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
 		return &sdk.GetPromptResult{Messages: []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: "hello " + r.Params.Arguments["name"]}}}}, nil
 	})
-	h := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return s }, &sdk.StreamableHTTPOptions{Stateless: modernEra, PropagateRequestCancellation: true})
-	srv := httptest.NewServer(h)
-	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
-	return srv.URL
+	return s
 }
 
 func text(s string) *sdk.CallToolResult {
@@ -107,13 +113,13 @@ func TestEraMatrix(t *testing.T) {
 				t.Parallel()
 				cancelled := make(chan struct{}, 1)
 				r := newRig(t, map[string]string{"oracle": sdkServer(t, modernServer, cancelled)})
-				testEra(t, r, version, cancelled)
+				testEra(t, &sdk.StreamableClientTransport{Endpoint: r.server.URL}, version, cancelled)
 			})
 		}
 	}
 }
 
-func testEra(t *testing.T, r *rig, version string, cancelled <-chan struct{}) {
+func testEra(t *testing.T, transport sdk.Transport, version string, cancelled <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var mu sync.Mutex
@@ -128,7 +134,7 @@ func testEra(t *testing.T, r *rig, version string, cancelled <-chan struct{}) {
 			progress = append(progress, n.Params.ProgressToken)
 		},
 	})
-	cs, err := client.Connect(ctx, &sdk.StreamableClientTransport{Endpoint: r.server.URL}, &sdk.ClientSessionOptions{ProtocolVersion: version})
+	cs, err := client.Connect(ctx, transport, &sdk.ClientSessionOptions{ProtocolVersion: version})
 	if err != nil {
 		t.Fatal(err)
 	}

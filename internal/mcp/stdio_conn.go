@@ -60,7 +60,7 @@ type stdioConn struct {
 
 	mu       sync.Mutex
 	version  string // protocol spoken; empty until the handshake knows
-	cause    error // why it is dying; the first one counts
+	cause    error  // why it is dying; the first one counts
 	next     int64
 	calls    map[int64]*stdioCall
 	requests int // of the server, being answered

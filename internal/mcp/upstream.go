@@ -418,7 +418,13 @@ func toModern(raw json.RawMessage, typed bool, method string) json.RawMessage {
 	}
 	b := append([]byte(nil), `{"resultType":"complete"`...)
 	if method == methodResourcesRead {
-		b = append(b, `,"ttlMs":0,"cacheScope":"private"`...)
+		// A server of the other era may send them already; the SDK does over stdio.
+		if member(raw, "ttlMs") == nil {
+			b = append(b, `,"ttlMs":0`...)
+		}
+		if member(raw, "cacheScope") == nil {
+			b = append(b, `,"cacheScope":"private"`...)
+		}
 	}
 	if len(raw) > len("{}") {
 		b = append(b, ',')
