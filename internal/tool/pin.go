@@ -150,6 +150,9 @@ func (c *Catalogue) Observe(ctx context.Context, name string, listing Listing) (
 	}
 	o := observer{server: s, others: snap.names(name), offered: map[itemKey]bool{}}
 	for _, offer := range offers {
+		if err := ctx.Err(); err != nil {
+			return nil, err // a hostile listing takes its time to examine
+		}
 		o.offer(offer)
 	}
 	o.gone()
@@ -189,12 +192,12 @@ func (o *observer) offer(now offer) {
 	o.offered[now.key] = true
 	old, ok := o.server.items[now.key]
 	if !ok || old.Definition.IsZero() {
-		it := newItem(o.server.rec.Name, now, o.others)
-		if !ok || old.Offered != now.digest {
-			o.change(&it, ChangeNew)
-		} else {
-			it = old.Item // and with it the reason that compiling found
+		if ok && old.Offered == now.digest {
+			o.items = append(o.items, old.Item) // told before, with what compiling found
+			return
 		}
+		it := newItem(o.server.rec.Name, now, o.others)
+		o.change(&it, ChangeNew)
 		o.items = append(o.items, it)
 		return
 	}
