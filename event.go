@@ -57,7 +57,7 @@ func FieldsOf(c Class) []string { return classFields[c] }
 
 var classFields = map[Class][]string{
 	ClassCall:       {"args", "caller", "note", "result", "target"},
-	ClassTask:       {"agent", "capability", "inputs", "principal", "purpose"},
+	ClassTask:       {"agent", "by", "capability", "inputs", "principal", "purpose"},
 	ClassApproval:   {"answer", "approver", "question"},
 	ClassRevocation: {"by", "note", "what"},
 	ClassServer:     {"definition", "note"},

@@ -181,6 +181,12 @@ func (v *Verifier) session(id []byte) *session {
 	return v.sessions[[sidBytes]byte(id)]
 }
 
+// on reports whether b is the channel, peer and connection of the session.
+func (s *session) on(b *vault.Binding) bool {
+	return b.Channel == s.binding.Channel && b.Peer == s.binding.Peer && b.PeerUID == s.binding.PeerUID &&
+		b.SPIFFE == s.binding.SPIFFE && bytes.Equal(b.Exporter, s.binding.Exporter)
+}
+
 // prove checks the MAC or signature of a call in the session. The sequence number
 // is used up once it verified, never before.
 func (s *session) prove(call *vault.Call, now time.Time) (vault.ProofKind, error) {
@@ -188,8 +194,7 @@ func (s *session) prove(call *vault.Call, now time.Time) (vault.ProofKind, error
 	if !now.Before(s.expires) {
 		return "", errSession
 	}
-	if b := &cred.Binding; b.Channel != s.binding.Channel || b.Peer != s.binding.Peer || b.PeerUID != s.binding.PeerUID ||
-		b.SPIFFE != s.binding.SPIFFE || !bytes.Equal(b.Exporter, s.binding.Exporter) {
+	if !s.on(&cred.Binding) {
 		return "", errNotBound
 	}
 	s.mu.Lock()

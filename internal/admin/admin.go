@@ -29,23 +29,27 @@ type Peer struct {
 
 // A Status is what a running daemon says about itself.
 type Status struct {
-	Version    string    `json:"version"`
-	PID        int       `json:"pid"`
-	Started    time.Time `json:"started"`
-	Data       string    `json:"data"`
-	HTTP       string    `json:"http"`
-	Tenant     string    `json:"tenant"`
-	Cluster    string    `json:"cluster"` // audience of its capabilities
-	Ledger     uint64    `json:"ledger"`  // events
-	Origin     string    `json:"origin"`
-	LedgerKey  string    `json:"ledger_key"` // note verifier key, for pinning
-	Grade      string    `json:"grade"`      // of the process sandbox
-	Policy     string    `json:"policy"`
-	Approvers  int       `json:"approvers"`
-	OpenAsks   int       `json:"open_approvals"`
-	Resident   uint64    `json:"resident_bytes"`
-	Killed     bool      `json:"killed"`
-	KeyWarning string    `json:"key_warning"`
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	Started   time.Time `json:"started"`
+	Data      string    `json:"data"`
+	HTTP      string    `json:"http"`
+	Tenant    string    `json:"tenant"`
+	Cluster   string    `json:"cluster"` // audience of its capabilities
+	Ledger    uint64    `json:"ledger"`  // events
+	Origin    string    `json:"origin"`
+	LedgerKey string    `json:"ledger_key"` // note verifier key, for pinning
+	Grade     string    `json:"grade"`      // of the process sandbox
+	Policy    string    `json:"policy"`
+	Approvers int       `json:"approvers"`
+	OpenAsks  int       `json:"open_approvals"`
+	Resident  uint64    `json:"resident_bytes"`
+	Killed    bool      `json:"killed"`
+	Warnings  []string  `json:"warnings"`
+	// ApprovalKey signs questions; what a person answers must verify under it.
+	ApprovalKey []byte `json:"approval_key"`
+	// SessionKey signs the gateway's half of a session; holders of keys pin it.
+	SessionKey string `json:"session_key"`
 }
 
 // A TaskRequest opens a task instance from a task file.
@@ -174,7 +178,7 @@ type Backend interface {
 	Call(ctx context.Context, peer Peer, r CallRequest) (CallAnswer, error)
 	Run(ctx context.Context, peer Peer, r RunRequest, out func(Frame) error) error
 
-	Approvals(ctx context.Context, all bool) ([]Approval, error)
+	Approvals(ctx context.Context) ([]Approval, error)
 	Answer(ctx context.Context, id string, answer []byte) error // carries its own signature
 
 	Servers(ctx context.Context) ([]Server, error)

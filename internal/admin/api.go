@@ -76,7 +76,7 @@ func (s *API) Handler() http.Handler {
 	})
 
 	mux.HandleFunc("GET /v1/approvals", reply(s, func(r *http.Request) (any, error) {
-		return b.Approvals(r.Context(), r.URL.Query().Has("all"))
+		return b.Approvals(r.Context())
 	}))
 	mux.HandleFunc("POST /v1/approvals/{id}", take(s, func(r *http.Request, answer []byte) (any, error) {
 		return struct{}{}, b.Answer(r.Context(), r.PathValue("id"), answer)

@@ -187,13 +187,9 @@ func (c *Client) Run(ctx context.Context, r RunRequest, out func(Frame) error) e
 	return c.frames(ctx, http.MethodPost, "/v1/run", r, "", nil, out)
 }
 
-// Approvals lists the open questions, or all that are remembered.
-func (c *Client) Approvals(ctx context.Context, all bool) (a []Approval, err error) {
-	path := "/v1/approvals"
-	if all {
-		path += "?all"
-	}
-	return a, c.json(ctx, http.MethodGet, path, nil, &a)
+// Approvals lists the questions that can be answered now.
+func (c *Client) Approvals(ctx context.Context) (a []Approval, err error) {
+	return a, c.json(ctx, http.MethodGet, "/v1/approvals", nil, &a)
 }
 
 // Answer hands in a signed answer.

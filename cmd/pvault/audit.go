@@ -1,0 +1,221 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/evidence"
+)
+
+func (a *app) audit() *cobra.Command {
+	c := &cobra.Command{Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditVerify())
+	return c
+}
+
+func (a *app) auditTail() *cobra.Command {
+	var from uint64
+	var run string
+	var follow, disclose bool
+	c := &cobra.Command{
+		Use: "tail", Short: "Print events, oldest first", Args: cobra.NoArgs,
+		Example: example("pvault audit tail --follow", "pvault audit tail --run t-… --disclose --json"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			return client.Tail(cmd.Context(), from, vault.TaskID(run), follow, disclose, func(e json.RawMessage) error {
+				if a.json {
+					_, err := fmt.Fprintf(a.out, "%s\n", e)
+					return err
+				}
+				return printEvent(a.out, e)
+			})
+		},
+	}
+	f := c.Flags()
+	f.Uint64Var(&from, "from", 0, "first index")
+	f.StringVar(&run, "run", "", "only the events of one task")
+	f.BoolVarP(&follow, "follow", "f", false, "wait for more")
+	f.BoolVar(&disclose, "disclose", false, "also the sensitive fields")
+	return c
+}
+
+// printEvent writes one line about an event.
+func printEvent(w io.Writer, raw json.RawMessage) error {
+	var e struct {
+		Leaf struct {
+			Idx                                                       uint64
+			TS, Class, Phase, Verdict, Reason, Kind, Tool, Proof, Run string
+		}
+		Fields map[string]string
+	}
+	if err := json.Unmarshal(raw, &e); err != nil {
+		return fmt.Errorf("decode event: %w", err)
+	}
+	l := e.Leaf
+	what := strings.Join(strings.Fields(l.Class+" "+l.Phase+" "+l.Kind+" "+l.Tool+" "+l.Reason), " ")
+	if _, err := fmt.Fprintf(w, "%8d  %s  %-28s %s\n", l.Idx, l.TS, l.Run, what); err != nil {
+		return err
+	}
+	for name, value := range e.Fields {
+		if _, err := fmt.Fprintf(w, "          %s: %s\n", name, visible(value)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// visible makes control characters visible and cuts what is too long for a line:
+// what a tool returned must not drive the auditor's terminal.
+func visible(s string) string {
+	q := strconv.QuoteToGraphic(s)
+	q = q[1 : len(q)-1]
+	const most = 400
+	if len(q) > most {
+		return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(q[:most], ""), len(s))
+	}
+	return q
+}
+
+func (a *app) auditProve() *cobra.Command {
+	var out string
+	c := &cobra.Command{Use: "prove INDEX", Short: "Print the proof that one event is in the ledger (C2SP tlog-proof)", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := strconv.ParseUint(args[0], 10, 64)
+			if err != nil {
+				return usage{fmt.Errorf("INDEX %q: want a number", args[0])}
+			}
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			proof, err := client.Prove(cmd.Context(), index)
+			if err != nil {
+				return err
+			}
+			if out != "" {
+				return os.WriteFile(out, proof, 0o644) //nolint:gosec // a proof is public
+			}
+			_, err = a.out.Write(proof)
+			return err
+		}}
+	c.Flags().StringVarP(&out, "output", "o", "", "file to write")
+	return c
+}
+
+func (a *app) auditExport() *cobra.Command {
+	var run, out string
+	var disclose bool
+	c := &cobra.Command{
+		Use:   "export --output FILE",
+		Short: "Write an evidence bundle that verifies offline",
+		Long: `Write an evidence bundle of one run, or of the whole ledger. Sensitive fields stay
+commitments unless --disclose is given.`,
+		Example: example("pvault audit export --run t-… -o run.zip", "pvault audit verify run.zip --key \"$(pvault audit key)\""),
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if out == "" {
+				return usage{errors.New("say where to: --output FILE")}
+			}
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			b, err := client.Export(cmd.Context(), vault.TaskID(run), disclose)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(out, b, 0o600); err != nil {
+				return fmt.Errorf("write bundle: %w", err)
+			}
+			return a.print(map[string]any{"bundle": out, "bytes": len(b)}, func(w io.Writer) {
+				fmt.Fprintf(w, "wrote %s, %d bytes; verify it with: pvault audit verify %s --key KEY\n", out, len(b), out)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&run, "run", "", "task whose run to export; empty means the whole ledger")
+	f.StringVarP(&out, "output", "o", "", "file to write")
+	f.BoolVar(&disclose, "disclose", false, "open the sensitive fields")
+	return c
+}
+
+func (a *app) auditVerify() *cobra.Command {
+	var keys []string
+	var since, run string
+	c := &cobra.Command{
+		Use:   "verify BUNDLE",
+		Short: "Verify a bundle offline, against a key you hold",
+		Long: `Verify an evidence bundle. Nothing is asked of any daemon or network. The questions
+are answered separately: intact? complete? anchored by whom? before when?
+
+Exit codes: 0 intact and complete under the pinned key; 10 altered record; 11 dropped;
+12 swapped; 13 truncated; 14 disclosed value differs; 15 malformed; 20 wrong key;
+21 no key pinned; 30 rollback; 31 split view; 32 unrelated to --since; 33 another
+run; 40 the run is still open; 1 not read; 2 usage.`,
+		Example: example("pvault audit verify run.zip --key vault.internal/default+0b1c2d3e+AT…", "pvault audit verify log.zip --key @ledger.key --since last-checkpoint.txt"),
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			o := evidence.Options{Run: vault.TaskID(run)}
+			for _, k := range keys {
+				if path, ok := strings.CutPrefix(k, "@"); ok {
+					b, err := a.readFile(path, 4096)
+					if err != nil {
+						return fmt.Errorf("read key: %w", err)
+					}
+					k = strings.TrimSpace(string(b))
+				}
+				o.Keys = append(o.Keys, k)
+			}
+			if since != "" {
+				var err error
+				if o.Since, err = a.readFile(since, evidence.MaxCheckpoint); err != nil {
+					return fmt.Errorf("read checkpoint: %w", err)
+				}
+			}
+			report, err := verifyFile(args[0], o)
+			if err != nil {
+				return err
+			}
+			if err := a.print(report, func(w io.Writer) { fmt.Fprintln(w, strings.TrimRight(report.String(), "\n")) }); err != nil {
+				return err
+			}
+			if report.Exit != evidence.ExitOK {
+				return &exit{code: report.Exit}
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringArrayVar(&keys, "key", nil, "verifier key of the ledger, NAME+HASH+KEY, or @FILE; repeat for a successor")
+	f.StringVar(&since, "since", "", "file with a checkpoint you already hold: detects rollback and rewritten history")
+	f.StringVar(&run, "run", "", "the run that you asked for")
+	return c
+}
+
+func verifyFile(path string, o evidence.Options) (evidence.Report, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return evidence.Report{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return evidence.Report{}, err
+	}
+	return evidence.Verify(f, info.Size(), o)
+}

@@ -1,0 +1,342 @@
+// Package daemon wires the parts of Vault into one running program.
+//
+// It owns the configuration, the order in which things start and stop, and the
+// operations that need several parts at once: opening a task, registering a
+// server, running an agent. It holds no rule about what may happen: those are in
+// the parts. Start with [Open].
+//
+// It promises: what is configured and cannot be had refuses the start; a second
+// daemon on the same data refuses to start; after a crash every open intent is
+// closed as unknown before the first new call; the daemon says what it really
+// enforces on this host.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/approval"
+	"github.com/pilox/vault/internal/egress"
+	"github.com/pilox/vault/internal/flow"
+	"github.com/pilox/vault/internal/gateway"
+	"github.com/pilox/vault/internal/guard"
+	"github.com/pilox/vault/internal/keystore"
+	"github.com/pilox/vault/internal/ledger"
+	"github.com/pilox/vault/internal/mcp"
+	"github.com/pilox/vault/internal/policy"
+	"github.com/pilox/vault/internal/sandbox/process"
+	"github.com/pilox/vault/internal/store"
+	"github.com/pilox/vault/internal/tool"
+)
+
+// Version is the version of this build.
+const Version = "0.1.0"
+
+// rootKID names the key that signs root links. A successor gets another name.
+const rootKID = "local-1"
+
+// MaybeChild turns a re-executed copy of this program into the sandbox child it
+// was started as, and returns otherwise. main and TestMain call it first.
+func MaybeChild() { process.MaybeChild() }
+
+// A Daemon is a running Vault. Make one with [Open].
+type Daemon struct {
+	conf    Config
+	log     *slog.Logger
+	started time.Time
+	cluster string
+	tenant  vault.Tenant
+
+	keys      *keystore.Store
+	db        *store.DB
+	rows      *store.Tenant
+	ledger    *ledger.Ledger
+	jail      *process.Runner
+	catalogue *tool.Catalogue
+	verifier  *capability.Verifier
+	revoked   *capability.Revocations
+	issuer    capability.Signer
+	flow      *flow.Flow
+	policy    *policy.Policy
+	desk      *approval.Desk
+	egress    *egress.Client
+	upstreams *mcp.Upstreams
+	front     *mcp.Front
+	gateway   *gateway.Gateway
+	approvers map[string]keystore.Approver // by name
+	views     views
+
+	tasksMu   sync.Mutex // opening and closing of tasks, one at a time
+	serversMu sync.Mutex // registering of servers, one at a time
+
+	listeners listeners
+	ctx       context.Context // of background work; ends with Close
+	stop      context.CancelFunc
+	work      sync.WaitGroup
+	closers   []func() error // in the order of opening; run backwards
+}
+
+// Open starts everything but the listeners. On an error what was started is
+// stopped again.
+func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err error) {
+	// A daemon with a small heap collects too often at the default; the limit
+	// bounds what the high setting costs.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(512 << 20)
+
+	d = &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant)}
+	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"data directory", d.openData},
+		{"keys", d.openKeys},
+		{"store", d.openStore},
+		{"sandbox", d.openSandbox},
+		{"ledger", d.openLedger},
+		{"capabilities", d.openCapabilities},
+		{"servers", d.openServers},
+		{"policy", d.openPolicy},
+		{"approvals", d.openApprovals},
+		{"gateway", d.openGateway},
+		{"recovery", d.recover},
+		{"record of the start", d.recordStart},
+	} {
+		if err := step.run(ctx); err != nil {
+			return d, fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	d.background()
+	return d, nil
+}
+
+// Close stops the daemon: listeners first, then calls in flight, then the parts
+// in the reverse order of their start. It can be called more than once.
+func (d *Daemon) Close() error {
+	d.listeners.close()
+	d.stop()
+	d.work.Wait()
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
+}
+
+func (d *Daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
+
+func (d *Daemon) path(elem ...string) string {
+	return filepath.Join(append([]string{d.conf.Data}, elem...)...)
+}
+
+func (d *Daemon) openData(context.Context) error {
+	if err := os.MkdirAll(d.conf.Data, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Stat(d.conf.Data)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s can be reached by others (mode %v): chmod 700 it", d.conf.Data, info.Mode().Perm())
+	}
+	return nil
+}
+
+func (d *Daemon) openKeys(context.Context) error {
+	var err error
+	if d.keys, err = keystore.Open(d.path("keys")); err != nil {
+		return err
+	}
+	d.onClose(d.keys.Close)
+	list, err := keystore.Approvers{Dir: d.path("approvers")}.List()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("approver keys: %w", err)
+	}
+	d.approvers = make(map[string]keystore.Approver, len(list))
+	for _, a := range list {
+		d.approvers[a.Name] = a
+	}
+	return nil
+}
+
+func (d *Daemon) openStore(ctx context.Context) error {
+	var err error
+	d.db, err = store.Open(ctx, d.path("vault.db"))
+	if errors.Is(err, store.ErrLocked) {
+		return fmt.Errorf("%w: a pvault runs on %s already; stop it, or give this one another data directory", err, d.conf.Data)
+	}
+	if err != nil {
+		return err
+	}
+	d.onClose(d.db.Close)
+	if d.rows, err = d.db.Tenant(ctx, d.tenant); err != nil {
+		return err
+	}
+	return d.openCluster(ctx)
+}
+
+// openCluster finds out the audience of this daemon's capabilities. It is made
+// once and never changes by itself: a new one voids every capability.
+func (d *Daemon) openCluster(ctx context.Context) error {
+	r, err := d.rows.Record(ctx, store.KindSetting, "cluster")
+	switch {
+	case err == nil:
+		d.cluster = string(r.Doc)
+	case errors.Is(err, store.ErrNotFound):
+		d.cluster = d.conf.Cluster
+		if d.cluster == "" {
+			d.cluster = "cluster-" + vault.NewCallID()[2:]
+		}
+		return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: "cluster", Doc: []byte(d.cluster)})
+	default:
+		return err
+	}
+	if d.conf.Cluster != "" && d.conf.Cluster != d.cluster {
+		return fmt.Errorf("this data directory belongs to cluster %q, the configuration says %q", d.cluster, d.conf.Cluster)
+	}
+	return nil
+}
+
+func (d *Daemon) openSandbox(ctx context.Context) error {
+	var err error
+	if d.jail, err = process.Open(ctx, process.Config{Log: d.log}); err != nil {
+		return err
+	}
+	least, err := vault.ParseGrade(d.conf.Sandbox.MinGrade)
+	if err != nil {
+		return err
+	}
+	if least == vault.GradeNone {
+		return nil // the operator accepts whatever this host gives; every record says what it is
+	}
+	report := d.jail.Report()
+	if err := report.Demand(least); err != nil {
+		return fmt.Errorf("this host gives grade %v and sandbox.min_grade asks for %v; pvault doctor says what to change: %w", report.Grade, least, err)
+	}
+	return nil
+}
+
+func (d *Daemon) openLedger(ctx context.Context) error {
+	key, err := d.keys.Signer(keystore.Ledger)
+	if err != nil {
+		return err
+	}
+	d.ledger, err = ledger.Open(ctx, ledger.Config{
+		Store:          d.rows,
+		Origin:         d.conf.Domain + "/" + d.conf.Tenant + "/" + d.cluster,
+		Key:            key,
+		Keys:           fieldKeys{d.keys},
+		CheckpointFile: d.path("checkpoint"),
+		Log:            d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.ledger.Close)
+	return nil
+}
+
+func (d *Daemon) openCapabilities(context.Context) error {
+	root, err := d.keys.Signer(keystore.TenantRoot)
+	if err != nil {
+		return err
+	}
+	rootKey, err := capability.KeyOf(root.Public())
+	if err != nil {
+		return err
+	}
+	session, err := d.keys.Signer(keystore.Gateway)
+	if err != nil {
+		return err
+	}
+	d.issuer = capability.Signer{Key: root, KID: rootKID}
+	d.revoked = new(capability.Revocations)
+	d.verifier, err = capability.New(capability.Config{
+		Roots:       []capability.RootIssuer{{KID: rootKID, Key: rootKey, Tenant: d.tenant, Own: true}},
+		Audience:    d.cluster,
+		AllowBearer: d.conf.Listen.Bearer,
+		Revocations: d.revoked,
+		SessionKey:  session,
+	})
+	return err
+}
+
+func (d *Daemon) openPolicy(ctx context.Context) error {
+	c := policy.Config{Log: d.log, Gateway: d.cluster}
+	for _, b := range d.conf.Policy.Bundles {
+		c.Bundles = append(c.Bundles, policy.Bundle{Name: b.Name, Dir: b.Dir, Unsigned: b.Unsigned})
+	}
+	for _, h := range d.conf.Policy.Hooks {
+		c.Hooks = append(c.Hooks, policy.Hook{At: h.At, Match: policy.Match{Tool: h.Tools, Risk: h.Risk}, Query: h.Query, Mode: policy.Mode(h.Mode), OnError: h.OnError, Deadline: h.Deadline})
+	}
+	var err error
+	d.policy, err = policy.New(ctx, c)
+	return err
+}
+
+func (d *Daemon) openApprovals(context.Context) error {
+	key, err := d.keys.Signer(keystore.Approval)
+	if err != nil {
+		return err
+	}
+	var people []approval.Approver
+	for _, a := range d.approvers {
+		people = append(people, approval.Approver{ID: a.ID(), Public: a.Public, Unprotected: a.Unprotected})
+	}
+	d.desk, err = approval.New(approval.Config{
+		Signer: key, Recorder: d.ledger, Approvers: people, Groups: d.conf.Approvals.Groups,
+		Life: d.conf.Approvals.Timeout, Logger: d.log,
+	})
+	return err
+}
+
+func (d *Daemon) openGateway(context.Context) error {
+	d.flow = flow.New(flow.Config{})
+	d.egress = egress.New(egress.Config{Timeout: d.conf.Limits.Call, MaxResponse: int64(d.conf.Limits.Result)})
+	d.onClose(func() error { d.egress.Close(); return nil })
+	d.gateway = &gateway.Gateway{
+		Verifier:     d.verifier,
+		Catalogue:    d.catalogue,
+		Flow:         d.flow,
+		Policy:       d.policy,
+		Scanner:      guard.New(guard.Config{MaxBytes: d.conf.Limits.Result}),
+		Approver:     d.desk,
+		Runner:       &runner{d: d},
+		Recorder:     d.ledger,
+		Tasks:        &gateway.Tasks{MaxInFlight: d.conf.Limits.InFlight},
+		Log:          d.log,
+		ApprovalWait: d.conf.Approvals.Wait,
+	}
+	var err error
+	d.front, err = mcp.NewFront(mcp.FrontConfig{
+		Gateway:      d.gateway,
+		Authenticate: d.authenticate,
+		Upstreams:    d.upstreams,
+		Name:         "vault",
+		Version:      Version,
+		Log:          d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(func() error { d.front.Close(); return nil })
+	return nil
+}

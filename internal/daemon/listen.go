@@ -1,0 +1,242 @@
+package daemon
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/console"
+)
+
+// listeners is what the daemon is reached by.
+type listeners struct {
+	mu      sync.Mutex
+	servers []*http.Server
+	wg      sync.WaitGroup
+	http    string // address of the loopback listener, "" for none
+	console *console.Console
+}
+
+// close ends every listener: it waits a moment for the requests in flight and then
+// cuts them, which cancels their calls.
+func (l *listeners) close() {
+	l.mu.Lock()
+	servers := l.servers
+	l.servers = nil
+	l.mu.Unlock()
+	for _, s := range servers {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) //nolint:forbidigo // what it belongs to has ended
+		if err := s.Shutdown(ctx); err != nil {
+			_ = s.Close()
+		}
+		cancel()
+	}
+	l.wg.Wait()
+}
+
+// Timeouts of every HTTP server. There is none for a whole request: calls wait for
+// people and results stream.
+const (
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 5 * time.Minute
+	maxHeaderBytes    = 128 << 10 // a capability travels in a header and has up to 64 KiB
+)
+
+// newServer returns a server for h with the daemon's bounds.
+func (d *Daemon) newServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Listen opens the admin socket and the loopback listener.
+func (d *Daemon) Listen(ctx context.Context) error {
+	if err := d.listenAdmin(ctx); err != nil {
+		return fmt.Errorf("admin socket: %w", err)
+	}
+	if d.conf.Listen.HTTP == "off" {
+		return nil
+	}
+	if err := d.listenHTTP(ctx); err != nil {
+		return fmt.Errorf("listen on %s: %w", d.conf.Listen.HTTP, err)
+	}
+	return nil
+}
+
+// maxSocketPath is what a socket address holds on the systems we know.
+const maxSocketPath = 103
+
+// listenAdmin opens the Unix socket. Whoever can reach it is known by the kernel's
+// word; the directory keeps other users out.
+func (d *Daemon) listenAdmin(ctx context.Context) error {
+	path := d.conf.Socket()
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("%s is longer than a socket path can be (%d bytes): set listen.admin", path, maxSocketPath)
+	}
+	// The store's lock says that no other daemon serves this data, so a socket
+	// that lies here is left over.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	api := &admin.API{
+		Backend: backend{d},
+		PeerOf: func(r *http.Request) (admin.Peer, bool) {
+			p, ok := console.PeerFrom(r.Context())
+			return admin.Peer{UID: p.UID, PID: p.PID}, ok
+		},
+		MayUse: func(uid int) bool { return uid == os.Getuid() || uid == 0 },
+		Log:    d.log,
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/", api.Handler())
+	mux.Handle("/mcp", loopbackHost(d.front))
+	mux.HandleFunc("POST /session", d.openSession)
+	s := d.newServer(mux)
+	s.ConnContext = console.ConnContext
+	d.serve(s, l)
+	return nil
+}
+
+// loopbackHost gives requests over the Unix socket, which have no host, one that
+// the front accepts.
+func loopbackHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host == "vault" {
+			r.Host = "localhost"
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// listenHTTP opens the loopback listener: MCP, sessions and the console. Every
+// route checks Host and Origin and authenticates.
+func (d *Daemon) listenHTTP(ctx context.Context) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", d.conf.Listen.HTTP)
+	if err != nil {
+		return err
+	}
+	addr := l.Addr().String()
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	hosts := []string{addr, "localhost:" + port, "127.0.0.1:" + port}
+	d.listeners.http = addr
+	d.listeners.console, err = console.New(console.Config{Approvals: deskView{d}, Events: eventView{d}, Hosts: hosts, Logger: d.log})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/mcp", d.front)
+	mux.HandleFunc("POST /session", d.openSession)
+	mux.Handle("/console/", d.listeners.console.Handler())
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", "Bearer")
+		http.Error(w, "nothing here without authentication", http.StatusUnauthorized)
+	})
+	d.serve(d.newServer(console.Guard(mux, hosts...)), l)
+	return nil
+}
+
+func (d *Daemon) serve(s *http.Server, l net.Listener) {
+	d.listeners.mu.Lock()
+	d.listeners.servers = append(d.listeners.servers, s)
+	d.listeners.mu.Unlock()
+	d.listeners.wg.Go(func() {
+		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("listener failed", "err", err)
+		}
+	})
+}
+
+// maxSessionRequest bounds the message that opens a session: a chain and a share.
+const maxSessionRequest = 80 << 10
+
+// openSession answers a holder that wants to prove its calls by MAC. The body is
+// what capability.Session.Open returns, base64url; it authenticates itself by the
+// holder's signature.
+func (d *Daemon) openSession(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxSessionRequest))
+	if err != nil {
+		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+		return
+	}
+	request := make([]byte, base64.RawURLEncoding.DecodedLen(len(body)))
+	if _, err := base64.RawURLEncoding.Decode(request, body); err != nil {
+		http.Error(w, "want base64url", http.StatusBadRequest)
+		return
+	}
+	var b vault.Binding
+	if p, ok := console.PeerFrom(r.Context()); ok {
+		b = vault.Binding{Peer: true, PeerUID: p.UID}
+	} else {
+		b = vault.Binding{Bearer: true}
+	}
+	answer, err := d.verifier.OpenSession(r.Context(), request, b)
+	if err != nil {
+		denial := vault.DenialOf(err)
+		d.gateway.CountStranger("session", denial.Reason.Code)
+		http.Error(w, denial.Error(), http.StatusUnauthorized)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	if _, err := io.WriteString(w, base64.RawURLEncoding.EncodeToString(answer)); err != nil {
+		d.log.DebugContext(r.Context(), "session answer not delivered", "err", err)
+	}
+}
+
+// deskView shows the open questions on the console.
+type deskView struct{ d *Daemon }
+
+// Pending returns the questions that people can answer now.
+func (v deskView) Pending(context.Context) ([]console.Approval, error) {
+	var out []console.Approval
+	for _, p := range v.d.desk.Pending() {
+		out = append(out, v.d.consoleApproval(p))
+	}
+	return out, nil
+}
+
+// eventView shows the last events on the console.
+type eventView struct{ d *Daemon }
+
+// Recent returns up to limit events, newest first.
+func (v eventView) Recent(ctx context.Context, limit int) ([]console.Event, error) {
+	size := v.d.ledger.Head().Size
+	from := uint64(0)
+	if n := uint64(max(limit, 0)); size > n {
+		from = size - n
+	}
+	var out []console.Event
+	for rec, err := range v.d.ledger.Records(ctx, from, size, "", false) {
+		if err != nil {
+			return nil, err
+		}
+		out = append([]console.Event{{
+			Index: rec.Index, Time: rec.Time, Class: string(rec.Class), Phase: string(rec.Phase), Verdict: rec.Verdict.String(),
+			Reason: string(rec.Reason), Task: string(rec.Run), Call: rec.Call, Target: rec.Tool,
+		}}, out...)
+	}
+	return out, nil
+}

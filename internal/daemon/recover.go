@@ -1,0 +1,181 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/gateway"
+	"github.com/pilox/vault/internal/ledger"
+	"github.com/pilox/vault/internal/store"
+)
+
+// recover brings everything that is a cache of the ledger up to it: revocations,
+// counters, call ids, labels. Calls that were in flight are closed as unknown.
+func (d *Daemon) recover(ctx context.Context) error {
+	r := d.ledger.Recovered()
+	for _, v := range r.Revocations {
+		var what capability.Revocation
+		if err := json.Unmarshal([]byte(v.What()), &what); err != nil {
+			return fmt.Errorf("revocation %d cannot be read, and without it nothing may run: %w", v.Index, err)
+		}
+		if err := d.revoked.Add(what); err != nil {
+			return fmt.Errorf("revocation %d: %w", v.Index, err)
+		}
+	}
+	for _, o := range r.Open {
+		if err := d.closeUnknown(ctx, o); err != nil {
+			return fmt.Errorf("close intent %d: %w", o.Index, err)
+		}
+	}
+	past, err := d.pastCalls(ctx, r)
+	if err != nil {
+		return err
+	}
+	d.gateway.Tasks.Restore(r.Counters, past)
+	return d.recoverTasks(ctx, r.Runs)
+}
+
+// closeUnknown closes an intent of a daemon that died, and joins the most its
+// target can carry to the agent's label.
+func (d *Daemon) closeUnknown(ctx context.Context, o ledger.OpenIntent) error {
+	if _, err := d.ledger.Commit(ctx, o.Unknown()); err != nil {
+		return err
+	}
+	label := vault.Label{Sources: []vault.Source{{Kind: o.Kind, Name: o.Target.Name}}} // the worst
+	if t, err := d.catalogue.ServerByID(o.Target.Server); err == nil {
+		label = vault.Label{Integrity: t.Registration.Source.Integrity, Readers: t.Registration.Holds.Readers(), Sources: []vault.Source{{Kind: o.Kind, Server: t.Name, Name: o.Target.Name}}}
+	}
+	d.flow.Taint(vault.AgentID(o.Caller), label)
+	return nil
+}
+
+// pastCalls returns the calls of the open runs. Labels are restored on the way:
+// whatever an agent was given may still be in its memory.
+func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.Past, error) {
+	var past []gateway.Past
+	for _, run := range r.Runs {
+		agent, err := d.agentOf(ctx, run)
+		if err != nil {
+			return nil, err
+		}
+		at := map[string]int{}
+		for rec, err := range d.ledger.Records(ctx, 0, d.ledger.Head().Size, run, false) {
+			if err != nil {
+				return nil, fmt.Errorf("read run %s: %w", run, err)
+			}
+			switch {
+			case rec.Class != vault.ClassCall:
+			case rec.Phase == vault.PhaseIntent:
+				at[rec.Call] = len(past)
+				past = append(past, gateway.Past{Task: run, ID: rec.Call, Phase: vault.PhaseUnknown, Intent: rec.Index})
+			case rec.Phase.Closes():
+				if i, ok := at[rec.Call]; ok {
+					past[i].Phase = rec.Phase
+				}
+				if s, err := d.catalogue.ServerByID(rec.Server); err == nil {
+					d.flow.Taint(agent, vault.Label{Integrity: s.Registration.Source.Integrity, Readers: s.Registration.Holds.Readers(), Sources: []vault.Source{{Kind: rec.Kind, Server: s.Name, Name: rec.Tool}}})
+				} else if agent != "" {
+					d.flow.Taint(agent, vault.Label{Sources: []vault.Source{{Kind: rec.Kind}}})
+				}
+			}
+		}
+	}
+	return past, nil
+}
+
+// agentOf returns the agent of a task, empty if the task is not known any more.
+func (d *Daemon) agentOf(ctx context.Context, run vault.TaskID) (vault.AgentID, error) {
+	tasks, err := d.rows.Tasks(ctx, "")
+	if err != nil {
+		return "", fmt.Errorf("list tasks: %w", err)
+	}
+	for _, row := range tasks {
+		if row.ID == run {
+			doc, err := decodeTask(row)
+			return doc.Agent, err
+		}
+	}
+	return "", nil
+}
+
+// recoverTasks closes runs whose task was closed, or whose opening got no further
+// than the ledger.
+func (d *Daemon) recoverTasks(ctx context.Context, runs []vault.TaskID) error {
+	open, err := d.rows.Tasks(ctx, store.TaskOpen)
+	if err != nil {
+		return fmt.Errorf("list open tasks: %w", err)
+	}
+	known := map[vault.TaskID]bool{"": true} // the daemon's own run stays open
+	for _, row := range open {
+		known[row.ID] = true
+	}
+	for _, run := range runs {
+		if known[run] {
+			continue
+		}
+		if err := d.closeTask(ctx, store.Task{ID: run, State: store.TaskClosed, Opened: time.Now(), Doc: []byte("{}")}, "closed when the daemon started"); err != nil {
+			return err
+		}
+	}
+	return d.expireTasks(ctx)
+}
+
+// recordStart says in the ledger who serves from now on and what this host enforces.
+func (d *Daemon) recordStart(ctx context.Context) error {
+	note, err := json.Marshal(map[string]any{
+		"version": Version,
+		"sandbox": d.jail.Report(),
+		"policy":  d.policy.Revision(),
+		"bearer":  d.conf.Listen.Bearer,
+		"keys":    d.keys.Describe(),
+	})
+	if err != nil {
+		return fmt.Errorf("describe: %w", err)
+	}
+	_, err = d.ledger.Commit(ctx, &vault.Event{
+		Class: vault.ClassDaemon, Phase: vault.PhaseOpened, Verdict: vault.Allow, Grade: d.jail.Grade(), Policy: d.policy.Revision(),
+		Fields: []vault.Field{{Name: "note", Value: note}},
+	})
+	return err
+}
+
+// background starts what runs on timers.
+func (d *Daemon) background() {
+	d.every(time.Minute, "sum of refusals", d.gateway.FlushStrangers)
+	d.every(time.Minute, "expiry of tasks", d.expireTasks)
+	d.every(time.Minute, "expiry of sessions", func(context.Context) error { d.front.Expire(); return nil })
+	d.every(time.Minute, "listing of servers", func(ctx context.Context) error {
+		for _, s := range d.catalogue.Servers() {
+			// A stopped stdio server is not started just to ask it: it is listed
+			// again when it starts, and its code cannot change.
+			if s.Pinned && s.Registration.URL != "" {
+				if err := d.observe(ctx, s); err != nil {
+					d.log.WarnContext(ctx, "server not listed", "server", s.Name, "err", err)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// every runs f again and again until the daemon closes.
+func (d *Daemon) every(interval time.Duration, what string, f func(context.Context) error) {
+	d.work.Go(func() {
+		t := time.NewTicker(interval)
+		defer t.Stop()
+		for {
+			select {
+			case <-d.ctx.Done():
+				return
+			case <-t.C:
+				if err := f(d.ctx); err != nil && d.ctx.Err() == nil {
+					d.log.Error("background work failed", "what", what, "err", err)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,295 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/sandbox"
+	"github.com/pilox/vault/internal/sandbox/process"
+)
+
+// Run starts a program in a jail whose one way out is a channel to the gateway.
+//
+// The daemon holds the channel and binds a link of the capability to it, so the
+// program needs no token and no other process can use what it is given.
+func (b backend) Run(ctx context.Context, peer admin.Peer, r admin.RunRequest, out func(admin.Frame) error) error {
+	d := b.d
+	chain, err := capability.ParseText(r.Token)
+	if err != nil {
+		return vault.NewDenial(vault.CodeCapabilityMalformed, "", err)
+	}
+	probe := &vault.Call{Credential: vault.Credential{Chain: chain.Bytes(), Binding: vault.Binding{Peer: true, PeerUID: peer.UID}}}
+	grant, err := d.verifier.Authenticate(ctx, probe)
+	if err != nil {
+		return err
+	}
+	ch := channel{id: "run-" + vault.NewCallID()[2:]}
+	depth := 0
+	bound, err := capability.Attenuate(chain, capability.Link{Holder: &capability.Holder{Channel: ch.id}, Depth: &depth}, d.issuer)
+	if err != nil {
+		return fmt.Errorf("bind the capability to the sandbox: %w", err)
+	}
+	ch.chain = bound.Bytes()
+
+	spec, err := d.runSpec(r, &grant)
+	if err != nil {
+		return err
+	}
+	l := newProxyListener()
+	spec.Proxy = l.hand
+	mux := http.NewServeMux()
+	mux.Handle("/mcp", d.front)
+	mux.HandleFunc("POST /v1/call", d.channelCall)
+	s := d.newServer(mux)
+	s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, channelKey{}, ch) }
+	d.serve(s, l)
+	defer s.Close()
+
+	if err := d.recordRun(ctx, &grant, r, vault.PhaseOpened, ch.id); err != nil {
+		return err
+	}
+	p, err := d.jail.Start(ctx, spec)
+	if err != nil {
+		return errors.Join(err, d.recordRun(ctx, &grant, r, vault.PhaseClosed, ch.id+": did not start"))
+	}
+	defer p.Close()
+	defer cancelWith(d.verifier.Revoked(&grant), p)()
+	_ = p.Stdin.Close() // a program under pvault run has no terminal
+	var pipes sync.WaitGroup
+	for _, pipe := range []struct {
+		r    io.Reader
+		make func([]byte) admin.Frame
+	}{
+		{p.Stdout, func(b []byte) admin.Frame { return admin.Frame{Stdout: b} }},
+		{p.Stderr, func(b []byte) admin.Frame { return admin.Frame{Stderr: b} }},
+	} {
+		pipes.Go(func() { copyFrames(pipe.r, func(b []byte) error { return out(pipe.make(b)) }, p.Kill) })
+	}
+	exit := p.Wait()
+	pipes.Wait()
+	if err := d.recordRun(ctx, &grant, r, vault.PhaseClosed, fmt.Sprintf("%s: %s, code %d %s", ch.id, exit.Reason, exit.Code, exit.Signal)); err != nil {
+		return err
+	}
+	code := exit.Code
+	if exit.Reason != process.Exited && code <= 0 {
+		code = 1
+	}
+	return out(admin.Frame{Exit: &code})
+}
+
+// runSpec says what the program may see: itself, and what was asked for and is not
+// the daemon's own.
+func (d *Daemon) runSpec(r admin.RunRequest, grant *vault.Grant) (sandbox.Spec, error) {
+	if len(r.Argv) == 0 {
+		return sandbox.Spec{}, invalid(errors.New("no program"))
+	}
+	program, err := exec.LookPath(r.Argv[0])
+	if err != nil {
+		return sandbox.Spec{}, invalid(err)
+	}
+	spec := sandbox.Spec{
+		Argv:     append([]string{program}, r.Argv[1:]...),
+		Env:      map[string]string{"PVAULT_URL": "http://" + sandbox.ProxyAddr},
+		MinGrade: max(d.minGrade(), grant.MinGrade),
+		Limits:   sandbox.Limits{Memory: d.conf.Limits.Memory, Pids: d.conf.Limits.Processes},
+	}
+	for _, p := range r.ReadOnly {
+		if err := d.foreign(p); err != nil {
+			return sandbox.Spec{}, err
+		}
+		spec.ReadOnly = append(spec.ReadOnly, sandbox.Mount{Host: p})
+	}
+	for _, p := range r.ReadWrite {
+		if err := d.foreign(p); err != nil {
+			return sandbox.Spec{}, err
+		}
+		spec.ReadWrite = append(spec.ReadWrite, sandbox.Mount{Host: p})
+	}
+	return spec, nil
+}
+
+// foreign refuses to show the daemon's own data to a sandbox, also by way of a
+// directory above it.
+func (d *Daemon) foreign(path string) error {
+	if within(path, d.conf.Data) || within(d.conf.Data, path) {
+		return invalid(fmt.Errorf("%s holds Vault's own data: no sandbox gets to see that", path))
+	}
+	return nil
+}
+
+// recordRun records that a program starts or ended.
+func (d *Daemon) recordRun(ctx context.Context, grant *vault.Grant, r admin.RunRequest, phase vault.Phase, note string) error {
+	args, err := json.Marshal(map[string]any{"argv": r.Argv, "read": r.ReadOnly, "write": r.ReadWrite})
+	if err != nil {
+		return fmt.Errorf("encode run: %w", err)
+	}
+	e := &vault.Event{
+		Run: grant.Task, Class: vault.ClassCall, Kind: vault.KindExec, Phase: vault.PhaseNoted, Verdict: vault.Allow,
+		Proof: grant.Proof, Grade: d.jail.Grade(), SameUID: grant.SameUID,
+		Fields: []vault.Field{
+			{Name: "args", Value: args},
+			{Name: "caller", Value: []byte(grant.Agent)},
+			{Name: "note", Value: []byte(string(phase) + " " + note)},
+		},
+	}
+	_, err = d.ledger.Commit(context.WithoutCancel(ctx), e)
+	return err
+}
+
+// cancelWith kills p when what it runs under is revoked. The function it returns
+// ends the watch.
+func cancelWith(revoked <-chan struct{}, p *process.Process) func() {
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-revoked:
+			p.Kill()
+		case <-stop:
+		}
+	}()
+	return func() {
+		close(stop)
+		<-done
+	}
+}
+
+// copyFrames passes output on. A reader that is gone ends the program, which would
+// otherwise block on a full pipe for ever.
+func copyFrames(r io.Reader, out func([]byte) error, gone func()) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if out(buf[:n]) != nil {
+				gone()
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// channelCall is one call from inside a sandbox, for programs that do not speak
+// MCP. The channel is the authority; a token in the request is not looked at.
+func (d *Daemon) channelCall(w http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(channelKey{}).(channel)
+	if !ok {
+		http.Error(w, "no channel", http.StatusUnauthorized)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, vault.MaxArgsBytes+64<<10))
+	if err != nil {
+		http.Error(w, "too large", http.StatusRequestEntityTooLarge)
+		return
+	}
+	var in admin.CallRequest
+	if err := json.Unmarshal(body, &in); err != nil {
+		http.Error(w, "want a call", http.StatusBadRequest)
+		return
+	}
+	answer, err := d.call(r.Context(), in, vault.Credential{Chain: c.chain, Binding: vault.Binding{Channel: c.id}})
+	if err != nil {
+		answer = admin.CallAnswer{Denial: vault.DenialOf(err)}
+	}
+	raw, err := json.Marshal(answer)
+	if err != nil {
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(raw); err != nil {
+		d.log.DebugContext(r.Context(), "answer not delivered", "err", err)
+	}
+}
+
+// A proxyListener is a net.Listener whose connections a sandbox hands over.
+type proxyListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newProxyListener() *proxyListener {
+	return &proxyListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// hand passes one connection to the server and returns when it is closed, because
+// the sandbox closes it on return.
+func (l *proxyListener) hand(ctx context.Context, conn net.Conn) {
+	c := &handedConn{Conn: conn, done: make(chan struct{})}
+	select {
+	case l.conns <- c:
+	case <-l.closed:
+		return
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+	}
+}
+
+// Accept returns the next connection.
+func (l *proxyListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends the listener.
+func (l *proxyListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr returns an address for logs.
+func (l *proxyListener) Addr() net.Addr { return &net.UnixAddr{Name: "sandbox", Net: "unix"} }
+
+// A handedConn says when the server is done with it.
+type handedConn struct {
+	net.Conn
+
+	done chan struct{}
+	once sync.Once
+}
+
+// Close closes the connection.
+func (c *handedConn) Close() error {
+	c.once.Do(func() { close(c.done) })
+	return c.Conn.Close()
+}
+
+// within reports whether path is dir or below it, by what the two really are.
+func within(path, dir string) bool {
+	for p := path; ; {
+		a, err1 := os.Stat(p)
+		b, err2 := os.Stat(dir)
+		if err1 == nil && err2 == nil && os.SameFile(a, b) {
+			return true
+		}
+		parent := filepath.Dir(p)
+		if parent == p {
+			return false
+		}
+		p = parent
+	}
+}
