@@ -155,3 +155,15 @@ type discard struct {
 func (d *discard) Header() http.Header         { return d.h }
 func (d *discard) WriteHeader(s int)           { d.status = s }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// newServer serves a front on loopback and closes both in the right order.
+func newServer(t testing.TB, f *Front) string {
+	t.Helper()
+	srv := httptest.NewServer(f)
+	t.Cleanup(func() {
+		f.Close()
+		srv.CloseClientConnections()
+		srv.Close()
+	})
+	return srv.URL
+}
