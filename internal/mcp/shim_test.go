@@ -218,6 +218,7 @@ func TestShimLineBeyondTheLimitEndsIt(t *testing.T) {
 func TestShimSessionLastsFromInitializeToTheEnd(t *testing.T) {
 	var mu sync.Mutex
 	var seen []string
+	listening := make(chan struct{}, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		m, _ := scanMessage(b)
@@ -226,11 +227,13 @@ func TestShimSessionLastsFromInitializeToTheEnd(t *testing.T) {
 		mu.Unlock()
 		switch {
 		case r.Method == http.MethodGet:
+			listening <- struct{}{}
 			w.WriteHeader(http.StatusMethodNotAllowed)
 		case m.method == methodInitialize:
 			w.Header().Set(headerSession, "s1")
 			writeJSON(w, 200, []byte(`{"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2025-06-18"}}`))
 		case m.isCall():
+			<-listening // so that the stream is seen before the end
 			writeJSON(w, 200, []byte(`{"jsonrpc":"2.0","id":"a","result":{}}`))
 		default:
 			w.WriteHeader(http.StatusAccepted)
