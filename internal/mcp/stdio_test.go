@@ -409,6 +409,10 @@ func TestStdioServerThatNeverReadsIsKilled(t *testing.T) {
 			_, err := p.call(ctx, methodToolsCall, nil, requestMeta{}, &recorder{})
 			denied(t, err, vault.CodeUpstreamTimeout, vault.ExecutedNo)
 		})
+		wg.Go(func() { // still waits to be sent when the process is killed
+			_, err := p.call(t.Context(), methodToolsCall, nil, requestMeta{}, &recorder{})
+			denied(t, err, vault.CodeUpstreamFailed, vault.ExecutedNo)
+		})
 		wg.Wait()
 		if _, err := p.call(t.Context(), methodToolsCall, nil, requestMeta{}, &recorder{}); err != nil {
 			t.Errorf("the call after: %v", err)
@@ -629,6 +633,7 @@ func TestStdioRequestsOfTheServer(t *testing.T) {
 		var asked atomic.Bool
 		r.onServer = func(ctx context.Context, _ string) (json.RawMessage, error) {
 			<-ctx.Done()
+			time.Sleep(time.Second) // of the fake clock
 			asked.Store(true)
 			return nil, errors.New("secret")
 		}
