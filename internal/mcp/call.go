@@ -236,7 +236,7 @@ func (f *Front) conclude(q *request, p *prepared, out *reply, res vault.Result, 
 	switch {
 	case err != nil:
 		d = vault.DenialOf(err)
-	case res.Withheld && len(res.Raw) == 0:
+	case res.Withheld:
 		d = vault.NewDenial(vault.CodeResultWithheld, "", nil)
 		d.Verdict, d.Executed = "withheld", vault.ExecutedYes
 	}

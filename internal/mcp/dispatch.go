@@ -3,6 +3,7 @@ package mcp
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -76,8 +77,7 @@ func (f *Front) legacyCall(q *request) {
 func (f *Front) commonCall(q *request) {
 	view := q.caller.View
 	if view == nil {
-		view = new(View)
-		*view = *NewView(nil)
+		view = NewView(nil)
 	}
 	switch q.method {
 	case methodToolsList:
@@ -91,6 +91,7 @@ func (f *Front) commonCall(q *request) {
 	case methodToolsCall, methodPromptsGet, methodResourcesRead, methodComplete:
 		c, fail := f.makeCall(q, view)
 		if fail != nil {
+			f.refused(q, fail)
 			f.fail(q, fail)
 			return
 		}
@@ -116,6 +117,13 @@ func (f *Front) fail(q *request, fail *failure) {
 		status = http.StatusOK // JSON-RPC errors of that era are ordinary answers
 	}
 	writeJSON(q.w, status, appendErrorObject(nil, q.id, errorObject(fail.code, fail.text, fail.data)))
+}
+
+// refused reports a request that could not become a call.
+func (f *Front) refused(q *request, fail *failure) {
+	if f.cfg.Refused != nil {
+		f.cfg.Refused(q.r.Context(), &q.caller.Credential, vault.NewDenial(vault.CodeRequestMalformed, "", errors.New(fail.text)))
+	}
 }
 
 // answer writes a result object.
@@ -186,7 +194,10 @@ func (f *Front) capabilities(v *View, modernEra bool) []byte {
 
 // initialize opens a session of the era that has them.
 func (f *Front) initialize(q *request) {
-	s, d := f.sessions.open(q.caller.Key, q.client)
+	s, evicted, d := f.sessions.open(q.caller.Key, q.client)
+	if evicted != nil {
+		f.ended(evicted)
+	}
 	if d != nil {
 		writeJSON(q.w, http.StatusServiceUnavailable, appendErrorObject(nil, q.id, denialObject(d)))
 		return

@@ -225,3 +225,39 @@ func (s slow) Handle(ctx context.Context, _ *vault.Call, _ vault.Stream) (vault.
 	}
 	return vault.Result{Raw: json.RawMessage(`{"late":true}`)}, nil
 }
+
+// TestSessionsAreBounded: a client that leaves sessions behind loses the oldest, not its
+// running ones, and no other caller's.
+func TestSessionsAreBounded(t *testing.T) {
+	now := time.Unix(0, 0)
+	cfg := &FrontConfig{MaxSessions: 2, SessionIdle: time.Minute, Now: func() time.Time { return now }}
+	table := newSessionTable(cfg)
+	open := func(key string) (*session, *session) {
+		t.Helper()
+		now = now.Add(time.Second)
+		s, evicted, d := table.open(key, &client{version: Version20250618})
+		if d != nil {
+			t.Fatal(d)
+		}
+		return s, evicted
+	}
+	other, _ := open("other")
+	first, _ := open("a")
+	if !first.begin("1", func(error) {}) {
+		t.Fatal("a call does not begin")
+	}
+	second, evicted := open("a")
+	if evicted != nil {
+		t.Error("evicted before there were too many")
+	}
+	if _, evicted = open("a"); evicted != second {
+		t.Error("not the idle one was evicted")
+	}
+	if table.find(first.id, "a") != first || table.find(other.id, "other") != other {
+		t.Error("a running session or another caller's is gone")
+	}
+	now = now.Add(2 * time.Minute)
+	if gone := table.expire(); len(gone) != 2 {
+		t.Errorf("%d sessions expired, want the two idle ones", len(gone))
+	}
+}

@@ -40,8 +40,8 @@ type FrontConfig struct {
 	// Upstreams is told when a session ends and reports updated resources. Nil if
 	// calls go elsewhere; then there are no subscriptions.
 	Upstreams *Upstreams
-	// Hosts are the Host and Origin values to accept, with or without port. Nil
-	// accepts the loopback names only.
+	// Hosts are the Host and Origin values to accept, in lower case, with or without port.
+	// Nil accepts the loopback names only.
 	Hosts []string
 	// Name and Version introduce the gateway to clients. Empty means vault and 1.
 	Name, Version string

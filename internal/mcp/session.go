@@ -46,6 +46,13 @@ const (
 	maxStreams = 16
 )
 
+// idleSince returns when the session was last used, and whether nothing runs in it.
+func (s *session) idleSince() (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used, len(s.running) == 0
+}
+
 func (s *session) level() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,9 +175,10 @@ func newSessionTable(cfg *FrontConfig) *sessionTable {
 	return &sessionTable{cfg: cfg, byID: make(map[string]*session)}
 }
 
-// open makes a session. When the caller has too many, its one that was idle for
-// longest makes room if it is over its idle time; otherwise the caller has to wait.
-func (t *sessionTable) open(key string, c *client) (*session, *vault.Denial) {
+// open makes a session. A caller that has too many loses the one it did not use for
+// longest, which open returns: clients that crash leave sessions behind, and one that finds
+// its session gone initializes again.
+func (t *sessionTable) open(key string, c *client) (opened, evicted *session, _ *vault.Denial) {
 	s := &session{
 		id:           strings.TrimPrefix(vault.NewCallID(), "c-"),
 		key:          key,
@@ -185,18 +193,32 @@ func (t *sessionTable) open(key string, c *client) (*session, *vault.Denial) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	mine := 0
+	var oldest *session
 	for _, other := range t.byID {
-		if other.key == key {
-			mine++
+		if other.key != key {
+			continue
+		}
+		mine++
+		if used, idle := other.idleSince(); idle {
+			if oldest == nil {
+				oldest = other
+			} else if since, _ := oldest.idleSince(); used.Before(since) {
+				oldest = other
+			}
 		}
 	}
-	if mine >= t.cfg.MaxSessions || len(t.byID) >= 32*t.cfg.MaxSessions {
+	full := mine >= t.cfg.MaxSessions
+	if full && oldest == nil || len(t.byID) >= 32*t.cfg.MaxSessions {
 		d := vault.NewDenial(vault.CodeBusy, "", errors.New("too many sessions"))
 		d.Retry = vault.RetryAfter
-		return nil, d
+		return nil, nil, d
+	}
+	if full {
+		delete(t.byID, oldest.id)
+		evicted = oldest
 	}
 	t.byID[s.id] = s
-	return s, nil
+	return s, evicted, nil
 }
 
 // find returns a session of the caller. Another caller's session does not exist for it.
@@ -231,10 +253,7 @@ func (t *sessionTable) expire() []*session {
 	defer t.mu.Unlock()
 	var out []*session
 	for id, s := range t.byID {
-		s.mu.Lock()
-		idle := s.used.Before(limit) && len(s.running) == 0
-		s.mu.Unlock()
-		if idle {
+		if used, idle := s.idleSince(); idle && used.Before(limit) {
 			delete(t.byID, id)
 			out = append(out, s)
 		}
@@ -313,6 +332,7 @@ func (f *Front) subscription(q *request) {
 	}
 	p, fail := f.makeCall(q, view)
 	if fail != nil {
+		f.refused(q, fail)
 		f.fail(q, fail)
 		return
 	}

@@ -150,6 +150,10 @@ func (u *Upstreams) unwatch(target vault.Target) {
 // errTimeout is the cause of a call that took too long.
 var errTimeout = errors.New("the server did not answer in time")
 
+// maxClientWait bounds how long one request of a server waits for a person at the
+// client; longer than a front parks a call.
+const maxClientWait = 15 * time.Minute
+
 // maxRounds bounds how often a server may ask for input in one call.
 const maxRounds = 10
 
@@ -350,6 +354,8 @@ func (r *running) request(ctx context.Context, method string, params json.RawMes
 	if r.timer.Stop() {
 		defer r.timer.Reset(r.s.srv.Timeout)
 	}
+	ctx, cancel := context.WithTimeout(ctx, maxClientWait)
+	defer cancel()
 	return r.out.Request(ctx, method, stripReserved(params))
 }
 
