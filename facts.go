@@ -82,6 +82,7 @@ type Facts struct {
 	Calls   int      // calls of this task so far
 	Denies  int      // refusals of this task so far
 	Grade   Grade    // of the sandbox that would run it
+	Lowered *Label   // what stages join to the label of the result; nil for nothing
 }
 
 // A Question is what a person is asked about one call, as the approver sees it.

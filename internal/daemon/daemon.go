@@ -217,7 +217,7 @@ func (d *Daemon) openCluster(ctx context.Context) error {
 
 func (d *Daemon) openSandbox(ctx context.Context) error {
 	var err error
-	if d.jail, err = process.Open(ctx, process.Config{Log: d.log}); err != nil {
+	if d.jail, err = process.Open(ctx, process.Config{UID: guestUID, GID: guestUID, Log: d.log}); err != nil {
 		return err
 	}
 	least, err := vault.ParseGrade(d.conf.Sandbox.MinGrade)

@@ -452,6 +452,9 @@ func (i installer) Run(ctx context.Context, spec tool.InstallSpec) error {
 	for _, p := range spec.ReadWrite {
 		s.ReadWrite = append(s.ReadWrite, sandbox.Mount{Host: p})
 	}
+	if err := give(spec.ReadWrite, guestUID); err != nil {
+		return fmt.Errorf("hand the directory to the installer: %w", err)
+	}
 	p, err := i.d.jail.Start(ctx, s)
 	if err != nil {
 		return err
@@ -474,7 +477,35 @@ func (i installer) Run(ctx context.Context, spec tool.InstallSpec) error {
 	if e.Reason != process.Exited || e.Code != 0 {
 		return fmt.Errorf("%s ended: %s, code %d %s", filepath.Base(spec.Argv[0]), e.Reason, e.Code, e.Signal)
 	}
+	// Nothing of the installer runs any more: what it wrote becomes ours.
+	if err := give(spec.ReadWrite, os.Getuid()); err != nil {
+		return fmt.Errorf("take the directory back: %w", err)
+	}
 	return ctx.Err()
+}
+
+// guestUID is the host's uid of guests when the daemon is root. A plain user's
+// guests have its own uid, and nothing has to change hands.
+const guestUID = 65534
+
+// give changes the owner of everything below dirs, links themselves and not what
+// they point to. It does nothing unless the daemon is root.
+func give(dirs []string, uid int) error {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Lchown(path, uid, uid)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tail keeps the end of what an installer prints, for its error.

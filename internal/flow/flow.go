@@ -194,6 +194,9 @@ func where(path string) string {
 // under a worse scope.
 func (w *Flow) Label(_ context.Context, f *vault.Facts, raw []byte) vault.Label {
 	l := f.Tool.Label(f.Call.Kind).Join(w.stores.read(f))
+	if f.Lowered != nil {
+		l = l.Join(*f.Lowered) // before anything in raw is remembered as trusted
+	}
 	a := w.find(f.Call.Agent)
 	if a == nil {
 		return l
@@ -203,8 +206,7 @@ func (w *Flow) Label(_ context.Context, f *vault.Facts, raw []byte) vault.Label 
 	return l
 }
 
-// Taint joins l to the scope of an agent: for intents whose outcome is not known
-// and for labels that another stage put on a result.
+// Taint joins l to the scope of an agent, for intents whose outcome is not known.
 func (w *Flow) Taint(id vault.AgentID, l vault.Label) {
 	if a := w.find(id); a != nil {
 		w.join(a, l)

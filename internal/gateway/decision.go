@@ -49,6 +49,22 @@ func transformed(d vault.Decision) (args vault.Args, ok bool, err error) {
 	return args, ok, nil
 }
 
+// lowered joins the labels that stages want on the result.
+func lowered(obligations []vault.Obligation) *vault.Label {
+	var out *vault.Label
+	for _, o := range obligations {
+		if o.Type != vault.ObligeLabel {
+			continue
+		}
+		l := o.Label
+		if out != nil {
+			l = out.Join(l)
+		}
+		out = &l
+	}
+	return out
+}
+
 func withoutTransforms(in []vault.Obligation) []vault.Obligation {
 	var out []vault.Obligation
 	for _, o := range in {

@@ -99,6 +99,7 @@ func (g *Gateway) handle(ctx context.Context, f *vault.Facts, e *entry, run effe
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
+	f.Lowered = lowered(d.decision.Obligations)
 	// From here on the effect may happen, so every way out leaves an outcome.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -303,7 +304,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 		if d.Verdict != vault.Allow {
 			return withheld(d.Reason())
 		}
-		res.Raw = raw
+		res.Raw, o.notes = raw, d.Reasons
 		return nil
 	})
 	if err != nil {
@@ -319,7 +320,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	default:
 	}
 	if denied == nil {
-		res.Label = s.label(ctx, res.Raw)
+		res.Label = g.Flow.Label(ctx, f, res.Raw)
 		o.result = res.Raw // what is withheld may hold a secret, so it is not kept either
 	}
 	receipt, err := g.outcome(ctx, f, o)

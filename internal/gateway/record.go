@@ -76,6 +76,7 @@ type outcome struct {
 	intent   vault.Receipt
 	refund   bool
 	result   []byte
+	notes    []vault.Reason // what was taken out of the result
 }
 
 // outcome records how a call ended, also when the caller has hung up.
@@ -89,7 +90,10 @@ func (g *Gateway) outcome(ctx context.Context, f *vault.Facts, o outcome) (vault
 		e.Fields = append(e.Fields, vault.Field{Name: "result", Value: o.result})
 	}
 	if o.reason.Code != "" {
-		e.Fields = append(e.Fields, vault.Field{Name: "note", Value: note([]vault.Reason{o.reason})})
+		o.notes = append([]vault.Reason{o.reason}, o.notes...)
+	}
+	if len(o.notes) > 0 {
+		e.Fields = append(e.Fields, vault.Field{Name: "note", Value: note(o.notes)})
 	}
 	ctx = context.WithoutCancel(ctx)
 	if g.OutcomeDurable != nil && g.OutcomeDurable(f) {
@@ -129,6 +133,11 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 		{Name: "note", Value: note(reasons)},
 	}
 	receipt, err := g.Recorder.Commit(context.WithoutCancel(ctx), e)
+	if d := vault.DenialOf(err); d != nil && d.Reason.Code == vault.CodeTaskClosed {
+		// A closed run is complete and takes no more; the refusal is the daemon's.
+		e.Run = ""
+		receipt, err = g.Recorder.Commit(context.WithoutCancel(ctx), e)
+	}
 	if err != nil {
 		g.Log.ErrorContext(ctx, "refusal not recorded", "call", f.Call.ID, "err", err)
 		return d

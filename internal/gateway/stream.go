@@ -47,7 +47,7 @@ func (s *stream) Notify(ctx context.Context, method string, params json.RawMessa
 
 // first records that something of this call leaves before its outcome, and labels it.
 func (s *stream) first(ctx context.Context, raw []byte) error {
-	s.label(ctx, raw)
+	s.g.Flow.Label(ctx, s.f, raw)
 	if s.released {
 		return nil
 	}
@@ -56,18 +56,6 @@ func (s *stream) first(ctx context.Context, raw []byte) error {
 	}
 	s.released = true
 	return nil
-}
-
-// label gives what is about to leave its label: the tool's, and those a stage added.
-func (s *stream) label(ctx context.Context, raw []byte) vault.Label {
-	l := s.g.Flow.Label(ctx, s.f, raw)
-	for _, o := range s.obligations {
-		if o.Type == vault.ObligeLabel {
-			s.g.Flow.Taint(s.f.Call.Agent, o.Label)
-			l = l.Join(o.Label)
-		}
-	}
-	return l
 }
 
 // scan applies the scanner and the redactions a stage asked for.
