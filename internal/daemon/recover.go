@@ -8,6 +8,7 @@ import (
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/flow"
 	"github.com/pilox/vault/internal/gateway"
 	"github.com/pilox/vault/internal/ledger"
 	"github.com/pilox/vault/internal/store"
@@ -16,6 +17,12 @@ import (
 // recover brings everything that is a cache of the ledger up to it: revocations,
 // counters, call ids, labels. Calls that were in flight are closed as unknown.
 func (d *Daemon) recover(ctx context.Context) error {
+	if err := d.restoreLabels(ctx); err != nil {
+		return err
+	}
+	if err := d.restoreQuestions(ctx); err != nil {
+		return err
+	}
 	r := d.ledger.Recovered()
 	for _, v := range r.Revocations {
 		var what capability.Revocation
@@ -76,15 +83,29 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.
 				if i, ok := at[rec.Call]; ok {
 					past[i].Phase = rec.Phase
 				}
-				if s, err := d.catalogue.ServerByID(rec.Server); err == nil {
-					d.flow.Taint(agent, vault.Label{Integrity: s.Registration.Source.Integrity, Readers: s.Registration.Holds.Readers(), Sources: []vault.Source{{Kind: rec.Kind, Server: s.Name, Name: rec.Tool}}})
-				} else if agent != "" {
-					d.flow.Taint(agent, vault.Label{Sources: []vault.Source{{Kind: rec.Kind}}})
-				}
+				d.retaint(agent, &rec)
 			}
 		}
 	}
 	return past, nil
+}
+
+// retaint joins to an agent what a past call can have told it, and to the server
+// what the agent can have written there. It is stricter than what was: the ledger
+// does not say which resource.
+func (d *Daemon) retaint(agent vault.AgentID, rec *ledger.Record) {
+	if agent == "" {
+		return
+	}
+	s, err := d.catalogue.ServerByID(rec.Server)
+	if err != nil {
+		d.flow.Taint(agent, vault.Label{Sources: []vault.Source{{Kind: rec.Kind}}})
+		return
+	}
+	if !s.Registration.Tools[rec.Tool].ReadOnly && rec.Kind == vault.KindTool && len(s.Registration.Write) > 0 {
+		d.flow.Import([]flow.Entry{{Server: s.Name, Label: d.flow.Scope(agent)}})
+	}
+	d.flow.Taint(agent, vault.Label{Integrity: s.Registration.Source.Integrity, Readers: s.Registration.Holds.Readers(), Sources: []vault.Source{{Kind: rec.Kind, Server: s.Name, Name: rec.Tool}}})
 }
 
 // agentOf returns the agent of a task, empty if the task is not known any more.
@@ -145,6 +166,7 @@ func (d *Daemon) recordStart(ctx context.Context) error {
 
 // background starts what runs on timers.
 func (d *Daemon) background() {
+	d.keep()
 	d.every(time.Minute, "sum of refusals", d.gateway.FlushStrangers)
 	d.every(time.Minute, "expiry of tasks", d.expireTasks)
 	d.every(time.Minute, "expiry of sessions", func(context.Context) error { d.front.Expire(); return nil })

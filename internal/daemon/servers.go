@@ -246,6 +246,7 @@ const listing vault.TaskID = "listing"
 
 func (d *Daemon) list(ctx context.Context, id vault.ServerID) (tool.Listing, error) {
 	l, err := d.upstreams.List(ctx, id, mcp.Instance{Tenant: d.tenant, Task: listing})
+	d.upstreams.EndTask(d.tenant, listing) // a process that only lists need not stay
 	if err != nil {
 		return tool.Listing{}, err
 	}

@@ -244,6 +244,7 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 		return err
 	}
 	d.gateway.Tasks.Forget(row.ID)
+	d.upstreams.EndTask(d.tenant, row.ID)
 	return nil
 }
 

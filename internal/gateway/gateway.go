@@ -295,7 +295,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	}
 	var denied *vault.Denial
 	err := guard("release", func() error {
-		if !res.IsError {
+		if !res.IsError && !res.Partial {
 			if err := g.Catalogue.CheckResult(ctx, f.Call, f.Tool, res.Raw); err != nil {
 				return err
 			}

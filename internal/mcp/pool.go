@@ -116,6 +116,9 @@ func (s *upstream) peer(ctx context.Context, key peerKey, want string, caps json
 	}
 	if sl.err != nil {
 		done()
+		if d, ok := errors.AsType[*vault.Denial](sl.err); ok && d.Executed == vault.ExecutedNo {
+			return nil, nil, d // such as a host that cannot isolate as demanded
+		}
 		// Nothing of the call itself was sent.
 		d := vault.NewDenial(vault.CodeServerDown, "", sl.err)
 		d.Retry = vault.RetryAfter
@@ -161,7 +164,8 @@ func (s *upstream) makeRoom() bool {
 	var oldest *slot
 	var at peerKey
 	for key, sl := range s.peers {
-		if sl.inUse == 0 && key.session != "" && (oldest == nil || sl.used.Before(oldest.used)) {
+		own := key.session != "" || key.inst.Task != "" // nobody else shares it
+		if sl.inUse == 0 && own && (oldest == nil || sl.used.Before(oldest.used)) {
 			oldest, at = sl, key
 		}
 	}
@@ -188,6 +192,17 @@ func (s *upstream) endSession(id string) {
 	defer s.mu.Unlock()
 	for key, sl := range s.peers {
 		if key.session == id && id != "" {
+			s.drop(key, sl)
+		}
+	}
+}
+
+// endTask closes the connections that belong to one task alone.
+func (s *upstream) endTask(tenant vault.Tenant, id vault.TaskID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, sl := range s.peers {
+		if key.inst.Tenant == tenant && key.inst.Task == id && id != "" {
 			s.drop(key, sl)
 		}
 	}

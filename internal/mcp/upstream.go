@@ -95,6 +95,16 @@ func (u *Upstreams) Remove(id vault.ServerID) {
 	}
 }
 
+// EndTask ends the connections, and with them the processes, that belong to one
+// task alone. Calls in flight go on; the connection ends after them.
+func (u *Upstreams) EndTask(tenant vault.Tenant, id vault.TaskID) {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	for _, s := range u.servers {
+		s.endTask(tenant, id)
+	}
+}
+
 // Close removes all servers.
 func (u *Upstreams) Close() {
 	u.mu.Lock()

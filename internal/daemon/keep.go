@@ -1,0 +1,145 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/flow"
+	"github.com/pilox/vault/internal/store"
+)
+
+// Names of the settings that hold what the ledger does not.
+const (
+	settingLabels    = "labels"
+	settingQuestions = "questions"
+)
+
+// A keptLabel is one label as it is stored.
+type keptLabel struct {
+	Agent     vault.AgentID  `json:"agent,omitempty"`
+	Server    string         `json:"server,omitempty"`
+	Resource  string         `json:"resource,omitempty"`
+	Integrity string         `json:"integrity"`
+	Public    bool           `json:"public,omitempty"`
+	Readers   []string       `json:"readers,omitempty"`
+	Sources   []vault.Source `json:"sources,omitempty"`
+	Truncated bool           `json:"truncated,omitempty"`
+}
+
+// keepLabels writes the labels of agents and of what they wrote. What is lost
+// between two writes by a crash is restored, more strictly, from the ledger.
+func (d *Daemon) keepLabels(ctx context.Context) error {
+	var out []keptLabel
+	for _, e := range d.flow.Export() {
+		l := e.Label
+		out = append(out, keptLabel{
+			Agent: e.Agent, Server: e.Server, Resource: e.Resource, Integrity: l.Integrity.String(),
+			Public: l.Readers.IsPublic(), Readers: l.Readers.Names(), Sources: l.Sources, Truncated: l.Truncated,
+		})
+	}
+	doc, err := json.Marshal(out)
+	if err != nil {
+		return fmt.Errorf("encode labels: %w", err)
+	}
+	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: settingLabels, Doc: doc})
+}
+
+// restoreLabels reads what keepLabels wrote.
+func (d *Daemon) restoreLabels(ctx context.Context) error {
+	r, err := d.rows.Record(ctx, store.KindSetting, settingLabels)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var kept []keptLabel
+	if err := json.Unmarshal(r.Doc, &kept); err != nil {
+		return fmt.Errorf("labels cannot be read, and without them tainted agents would pass for clean: %w", err)
+	}
+	entries := make([]flow.Entry, len(kept))
+	for i, k := range kept {
+		integrity, err := vault.ParseIntegrity(k.Integrity)
+		if err != nil {
+			return fmt.Errorf("labels: %w", err)
+		}
+		readers := vault.Only(k.Readers...)
+		if k.Public {
+			readers = vault.Public()
+		}
+		entries[i] = flow.Entry{Agent: k.Agent, Server: k.Server, Resource: k.Resource, Label: vault.Label{Integrity: integrity, Readers: readers, Sources: k.Sources, Truncated: k.Truncated}}
+	}
+	d.flow.Import(entries)
+	return nil
+}
+
+// keepQuestions writes the open questions, so that a person can answer after a
+// restart. A snapshot can be older than the last approval that was spent; the
+// ledger's debit keeps that one from being spent again.
+func (d *Daemon) keepQuestions(ctx context.Context) error {
+	doc, err := d.desk.Export()
+	if err != nil {
+		return fmt.Errorf("export questions: %w", err)
+	}
+	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: settingQuestions, Doc: doc})
+}
+
+// restoreQuestions reads what keepQuestions wrote. Questions that cannot be read
+// are dropped: then the calls ask again.
+func (d *Daemon) restoreQuestions(ctx context.Context) error {
+	r, err := d.rows.Record(ctx, store.KindSetting, settingQuestions)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := d.desk.Import(r.Doc); err != nil {
+		d.log.WarnContext(ctx, "open questions are dropped", "err", err)
+	}
+	return nil
+}
+
+// keep saves labels and questions when they change, at most once a second, and
+// when the daemon stops.
+func (d *Daemon) keep() {
+	d.work.Go(func() {
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		asked := d.desk.Changed()
+		var dirty bool
+		var labels int
+		save := func(ctx context.Context) {
+			if dirty {
+				dirty = false
+				if err := d.keepQuestions(ctx); err != nil {
+					d.log.ErrorContext(ctx, "open questions not saved", "err", err)
+				}
+			}
+		}
+		for {
+			select {
+			case <-asked:
+				dirty = true
+			case <-t.C:
+				save(d.ctx)
+				if labels++; labels%60 == 0 {
+					if err := d.keepLabels(d.ctx); err != nil && d.ctx.Err() == nil {
+						d.log.Error("labels not saved", "err", err)
+					}
+				}
+			case <-d.ctx.Done():
+				ctx := context.WithoutCancel(d.ctx)
+				save(ctx)
+				if err := d.keepLabels(ctx); err != nil {
+					d.log.ErrorContext(ctx, "labels not saved", "err", err)
+				}
+				return
+			}
+		}
+	})
+}
