@@ -1,0 +1,15 @@
+package daemon_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/pilox/vault/internal/daemon"
+)
+
+// TestMain lets copies of the test binary be sandbox children: the jail starts
+// what it confines by starting its own program again.
+func TestMain(m *testing.M) {
+	daemon.MaybeChild()
+	os.Exit(m.Run())
+}
