@@ -130,9 +130,9 @@ Start with: pvault tour`,
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVar(&a.quiet, "quiet", false, "print no progress")
 	root.AddCommand(
-		a.up(), a.tour(), a.doctor(), a.initialise(),
+		a.up(), a.tour(), a.status(), a.doctor(), a.initialise(),
 		a.server(), a.mcp(), a.call(), a.runCommand(), a.capability(),
-		a.approve(), a.audit(), a.bench(), a.version(),
+		a.approve(), a.audit(), a.bench(), a.version(), a.probe(),
 	)
 	for _, c := range root.Commands() {
 		wrapArgs(c)
