@@ -194,7 +194,7 @@ var howToAsk = map[Code]string{
 	CodeApprovalDenied:      "a person refused; do not repeat the call",
 	CodeApprovalTimeout:     "nobody answered in time; ask again",
 	CodeApprovalInvalid:     "the approval is spent, expired or for another call; ask again",
-	CodeApprovalNobody:      "no approver is set up: pvault init makes one",
+	CodeApprovalNobody:      "nobody can answer: ask the operator to make an approver with pvault init and to list the group in vault.yaml",
 	CodeCallArgsDiffer:      "use a new call id for other arguments",
 	CodeCallUnknown:         "the outcome of the earlier attempt is not known; check before you use a new call id",
 	CodeCallClosed:          "the call ran and its result is no longer kept; use a new call id to run it again",

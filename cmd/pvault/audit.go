@@ -18,7 +18,7 @@ import (
 func (a *app) audit() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditVerify())
+	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditVerify(), a.auditKey())
 	return c
 }
 
@@ -218,4 +218,24 @@ func verifyFile(path string, o evidence.Options) (evidence.Report, error) {
 		return evidence.Report{}, err
 	}
 	return evidence.Verify(f, info.Size(), o)
+}
+
+func (a *app) auditKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "key",
+		Short: "Print the key that a bundle is verified against; keep it where this host cannot change it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			s, err := client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]string{"key": s.LedgerKey}, func(w io.Writer) { fmt.Fprintln(w, s.LedgerKey) })
+		},
+	}
 }

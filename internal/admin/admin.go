@@ -50,6 +50,8 @@ type Status struct {
 	ApprovalKey []byte `json:"approval_key"`
 	// SessionKey signs the gateway's half of a session; holders of keys pin it.
 	SessionKey string `json:"session_key"`
+	// IssuerKey signs root links; whoever verifies a capability offline pins it.
+	IssuerKey string `json:"issuer_key"`
 }
 
 // A TaskRequest opens a task instance from a task file.

@@ -36,8 +36,17 @@ func (d *Daemon) status() admin.Status {
 		Tenant: string(d.tenant), Cluster: d.cluster, Ledger: d.ledger.Head().Size, LedgerKey: d.ledger.VerifierKey(),
 		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
-		SessionKey: d.verifier.SessionKey().String(),
+		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(),
 	}
+}
+
+// issuerKey is the public half of the key that signs root links.
+func (d *Daemon) issuerKey() string {
+	key, err := capability.KeyOf(d.issuer.Key.Public())
+	if err != nil {
+		return "" // openCapabilities has made this key's text form before
+	}
+	return key.String()
 }
 
 // warnings says aloud what this configuration does not protect against.

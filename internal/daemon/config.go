@@ -77,7 +77,7 @@ type Hook struct {
 
 // Approvals says who answers questions and how long they may take.
 type Approvals struct {
-	Groups  map[string][]string `yaml:"groups"`  // group → approvers: key:NAME; a group not listed is answered by every approver
+	Groups  map[string][]string `yaml:"groups"`  // group → approvers: key:NAME; default, flow and policy are every approver unless listed, any other group not listed is nobody
 	Timeout time.Duration       `yaml:"timeout"` // life of a question; zero means 10m
 	Wait    time.Duration       `yaml:"wait"`    // how long a call waits before it returns pending; zero means 25s
 }

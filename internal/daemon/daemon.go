@@ -75,6 +75,7 @@ type Daemon struct {
 	gateway   *gateway.Gateway
 	approvers map[string]keystore.Approver // by name
 	views     views
+	relists   relists
 
 	tasksMu   sync.Mutex // opening and closing of tasks, one at a time
 	serversMu sync.Mutex // registering of servers, one at a time
@@ -180,9 +181,6 @@ func (d *Daemon) openKeys(context.Context) error {
 func (d *Daemon) openStore(ctx context.Context) error {
 	var err error
 	d.db, err = store.Open(ctx, d.path("vault.db"))
-	if errors.Is(err, store.ErrLocked) {
-		return fmt.Errorf("%w: a pvault runs on %s already; stop it, or give this one another data directory", err, d.conf.Data)
-	}
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (d *Daemon) openServers(ctx context.Context) error {
 		Permit: func(ctx context.Context, f *vault.Facts, n int, method string, params json.RawMessage) error {
 			return d.gateway.Permit(ctx, f, n, method, params)
 		},
-		Changed:   func(id vault.ServerID, _ vault.Kind) { d.relist(id) },
+		Changed:   d.relist,
 		MaxResult: d.conf.Limits.Result,
 		Name:      "vault",
 		Version:   Version,
@@ -233,7 +233,7 @@ func (d *Daemon) forget(ctx context.Context, name string) error {
 	if err := d.catalogue.Remove(context.WithoutCancel(ctx), name); err != nil {
 		return err
 	}
-	d.views.changed()
+	d.viewsChanged()
 	if s.Tree.IsZero() {
 		return nil
 	}
@@ -268,24 +268,8 @@ func (d *Daemon) pin(ctx context.Context, s tool.Server) error {
 	if _, err := d.catalogue.Pin(ctx, s.Name, l); err != nil {
 		return fmt.Errorf("pin: %w", err)
 	}
-	d.views.changed()
+	d.viewsChanged()
 	return nil
-}
-
-// relist asks a server again for what it offers, in the background.
-func (d *Daemon) relist(id vault.ServerID) {
-	if d.ctx.Err() != nil {
-		return
-	}
-	d.work.Go(func() {
-		s, err := d.catalogue.ServerByID(id)
-		if err != nil || !s.Pinned {
-			return
-		}
-		if err := d.observe(d.ctx, s); err != nil && d.ctx.Err() == nil {
-			d.log.Warn("server not listed", "server", s.Name, "err", err)
-		}
-	})
 }
 
 // observe holds what a server lists now against what is pinned, and records the
@@ -302,7 +286,7 @@ func (d *Daemon) observe(ctx context.Context, s tool.Server) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	d.views.changed()
+	d.viewsChanged()
 	for _, c := range changes {
 		d.log.WarnContext(ctx, "server offers something else", "server", s.Name, "item", c.Target.Name, "what", c.What, "quarantined", c.Quarantined)
 		note, err := json.Marshal(c)
@@ -315,9 +299,6 @@ func (d *Daemon) observe(ctx context.Context, s tool.Server) error {
 		}); err != nil {
 			return err
 		}
-	}
-	for _, kind := range []vault.Kind{vault.KindTool, vault.KindPrompt, vault.KindResource} {
-		d.front.Changed(kind, nil)
 	}
 	return nil
 }
@@ -366,7 +347,7 @@ func (d *Daemon) reviewServer(ctx context.Context, approver, name string, accept
 			return admin.Server{}, fmt.Errorf("accept %s: %w", it.Name, err)
 		}
 	}
-	d.views.changed()
+	d.viewsChanged()
 	if err := d.recordServer(ctx, approver, name, "reviewed and accepted"); err != nil {
 		return admin.Server{}, err
 	}
