@@ -269,6 +269,24 @@ func TestCallID(t *testing.T) {
 		if err != nil || err2 != nil || vault.DenialOf(err3).Reason.Code != vault.CodeCallClosed {
 			t.Errorf("%v, %v, %v", err, err2, err3)
 		}
+		other := call("1")
+		other.Args = vault.MustArgs(`{"a":2}`)
+		if _, err := g.Handle(t.Context(), other, nil); vault.DenialOf(err).Reason.Code != vault.CodeCallArgsDiffer {
+			t.Errorf("the same id with other arguments: %v", err)
+		}
+		if n := strings.Count(s.Ran(), "rescan"); n != 2 {
+			t.Errorf("ran %d times", n)
+		}
+	})
+	t.Run("an unknown outcome stays unknown when its entry is dropped", func(t *testing.T) {
+		s := &vaulttest.Stages{OnPolicy: vault.Allowed(), Fail: "done"}
+		g := newGateway(s)
+		g.Tasks.MaxKept = 1
+		_, _ = g.Handle(t.Context(), call("1"), nil)
+		_, err := g.Handle(t.Context(), call("1"), nil)
+		if d := vault.DenialOf(err); d.Reason.Code != vault.CodeCallUnknown || d.Executed != vault.ExecutedUnknown {
+			t.Errorf("denial = %+v", d)
+		}
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"sync"
 
 	"github.com/pilox/vault"
@@ -15,14 +16,16 @@ import (
 type Tasks struct {
 	// MaxInFlight bounds the calls in flight of one task. Zero means 256.
 	MaxInFlight int
-	// MaxKept bounds the bytes of results kept for retries. Zero means 8 MiB.
+	// MaxKept bounds the bytes kept of closed calls, so that a retry gets their
+	// results. Zero means 2 MiB: some thousand small results, which is more than a
+	// client can have lost at once.
 	MaxKept int
 
 	mu       sync.Mutex
 	tasks    map[vault.TaskID]*task
 	counters map[string]int64
-	kept     int      // bytes of results in closed entries
-	oldest   []*entry // closed entries that keep a result, oldest first
+	kept     int      // bytes of closed entries
+	oldest   []*entry // closed entries, oldest first
 
 	refusals  refusals
 	strangers strangers
@@ -35,6 +38,25 @@ type task struct {
 	calls    int
 	denies   int
 	entries  map[string]*entry
+	past     map[shortID]pastCall // closed calls whose result is no longer kept
+}
+
+// A shortID is the first half of SHA-256 of a call id. An id is up to 128 bytes
+// of the client's, and a task may have millions.
+type shortID [16]byte
+
+func shorten(id string) shortID {
+	sum := sha256.Sum256([]byte(id))
+	return shortID(sum[:])
+}
+
+// A pastCall is what has to be known of a closed call for as long as its task
+// lives: that it ran, so that it never runs twice. There are no pointers in it,
+// which keeps a large map cheap for the collector.
+type pastCall struct {
+	what    shortID // first half of the entry's; zero if not known
+	intent  uint64
+	unknown bool // its outcome is not known
 }
 
 // An entry is one call id of a task.
@@ -85,13 +107,20 @@ func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
 	if e := k.entries[c.ID]; e != nil {
 		switch {
 		case e.phase == vault.PhaseUnknown:
-			d := vault.NewDenial(vault.CodeCallUnknown, "", nil)
-			d.Executed = vault.ExecutedUnknown
-			return nil, false, d
+			return nil, false, unknownCall()
 		case !e.what.IsZero() && e.what != what:
 			return nil, false, vault.NewDenial(vault.CodeCallArgsDiffer, "", nil)
 		}
 		return e, false, nil
+	}
+	if p, ok := k.past[shorten(c.ID)]; ok {
+		switch {
+		case p.unknown:
+			return nil, false, unknownCall()
+		case p.what != shortID{} && p.what != shortID(what[:]):
+			return nil, false, vault.NewDenial(vault.CodeCallArgsDiffer, "", nil)
+		}
+		return &entry{task: c.Task, intent: p.intent, done: closed, ran: true, lost: true}, false, nil
 	}
 	limit := t.MaxInFlight
 	if limit == 0 {
@@ -103,9 +132,17 @@ func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
 		return nil, false, d
 	}
 	k.inFlight++
-	e = &entry{task: c.Task, id: c.ID, what: what, done: make(chan struct{}), own: c.Generated}
-	k.entries[c.ID] = e
+	// The id is a part of the request, which must not live as long as the entry.
+	e = &entry{task: c.Task, id: strings.Clone(c.ID), what: what, done: make(chan struct{}), own: c.Generated}
+	k.entries[e.id] = e
 	return e, true, nil
+}
+
+// unknownCall refuses the id of a call whose outcome is not known.
+func unknownCall() *vault.Denial {
+	d := vault.NewDenial(vault.CodeCallUnknown, "", nil)
+	d.Executed = vault.ExecutedUnknown
+	return d
 }
 
 // end closes an entry. A call that was refused leaves no trace, so that the same
@@ -129,27 +166,37 @@ func (t *Tasks) end(e *entry, res vault.Result, err error) {
 	close(e.done)
 }
 
-// keep retains the result of e and drops the oldest beyond the bound. A dropped
-// entry stays: it must keep the call from running twice.
+// entryBytes is about what an entry takes beside its result.
+const entryBytes = 512
+
+// keep retains e with its result and drops the oldest beyond the bound. Of a
+// dropped one stays what keeps the call from running twice.
 func (t *Tasks) keep(e *entry) {
 	limit := t.MaxKept
 	if limit == 0 {
-		limit = 8 << 20
+		limit = 2 << 20
 	}
-	t.kept += len(e.res.Raw)
+	t.kept += entryBytes + len(e.res.Raw)
 	t.oldest = append(t.oldest, e)
 	for t.kept > limit {
 		old := t.oldest[0]
 		t.oldest[0] = nil
 		t.oldest = t.oldest[1:]
-		t.kept -= len(old.res.Raw)
-		if old != e {
-			// Somebody may be reading old: replace it instead of changing it.
-			t.get(old.task).entries[old.id] = &entry{task: old.task, id: old.id, what: old.what, done: closed, phase: old.phase, intent: old.intent, ran: true, lost: true}
-			continue
+		t.kept -= entryBytes + len(old.res.Raw)
+		// A task that was forgotten meanwhile has forgotten its calls too.
+		if k := t.tasks[old.task]; k != nil && k.entries[old.id] == old {
+			delete(k.entries, old.id)
+			k.remember(old.id, pastCall{what: shortID(old.what[:]), intent: old.intent, unknown: old.phase == vault.PhaseUnknown})
 		}
-		t.get(e.task).entries[e.id] = &entry{task: e.task, id: e.id, what: e.what, done: closed, phase: e.phase, intent: e.intent, ran: true, lost: true}
 	}
+}
+
+// remember notes a closed call.
+func (k *task) remember(id string, p pastCall) {
+	if k.past == nil {
+		k.past = make(map[shortID]pastCall)
+	}
+	k.past[shorten(id)] = p
 }
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -278,7 +325,7 @@ func (t *Tasks) Restore(counters map[string]int64, calls []Past) {
 	for _, p := range calls {
 		k := t.get(p.Task)
 		k.calls++
-		k.entries[p.ID] = &entry{task: p.Task, id: p.ID, done: closed, phase: p.Phase, intent: p.Intent, ran: true, lost: true}
+		k.remember(p.ID, pastCall{intent: p.Intent, unknown: p.Phase == vault.PhaseUnknown})
 	}
 }
 
