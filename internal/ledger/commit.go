@@ -171,7 +171,6 @@ func (l *Ledger) commitLoop(ctx context.Context) {
 		select {
 		case <-l.urge:
 		case <-linger.C:
-			lingers = false
 		case <-ctx.Done():
 		case <-l.wake:
 			// Nobody waits for it: give a commit the chance to take it along.
@@ -181,6 +180,10 @@ func (l *Ledger) commitLoop(ctx context.Context) {
 			}
 			continue
 		}
+		// What waited for the timer goes along: a commit for it alone, a moment later,
+		// would only hold up the next intent.
+		linger.Stop()
+		lingers = false
 		b := l.take()
 		if b == nil {
 			if ctx.Err() != nil {
