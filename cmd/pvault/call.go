@@ -26,12 +26,8 @@ if a person has to answer first; then repeat it with the same --id.`,
 			`pvault call --token vc1.… --kind egress api.bank.example '{"method":"GET","path":"/v1/accounts/7"}'`),
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
 			r := admin.CallRequest{ID: id, Token: token, Name: args[0]}
+			var err error
 			if r.Kind, err = vault.ParseKind(kind); err != nil {
 				return usage{err}
 			}
@@ -47,6 +43,18 @@ if a person has to answer first; then repeat it with the same --id.`,
 					return err
 				}
 			}
+			if url := a.getenv("PVAULT_URL"); url != "" {
+				answer, err := admin.CallChannel(cmd.Context(), url, r)
+				if err != nil {
+					return err
+				}
+				return a.answer(answer)
+			}
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
 			if r.Token == "" {
 				t, err := a.open(cmd.Context(), client, task)
 				if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -17,8 +16,9 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run --task FILE -- COMMAND [ARGS...]",
 		Short: "Run an agent in a sandbox with a task's authority",
 		Long: `Run a program in a sandbox: no environment, no home, no network, no file but what
---read and --write grant. Its one way out is a socket to the gateway, file descriptor
-3 (PVAULT_CHANNEL=fd:3), bound to this run: pvault call and pvault mcp use it inside.`,
+--read and --write grant. Its one way out is a channel to the gateway that belongs to
+this run alone. PVAULT_URL says where: an MCP endpoint is at $PVAULT_URL/mcp, without a
+token. pvault call and pvault mcp find it by themselves. The exit code is the program's.`,
 		Example: example("pvault run --task task.yaml --read ./agent -- /usr/bin/node ./agent/main.js"),
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -70,7 +70,7 @@ func (a *app) sandboxed(ctx context.Context, client *admin.Client, r admin.RunRe
 		return err
 	}
 	if code != 0 {
-		return &exit{code: exitError, err: fmt.Errorf("the program ended with exit code %d", code)}
+		return &exit{code: code} // the program has said why
 	}
 	return nil
 }
