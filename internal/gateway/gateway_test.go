@@ -46,7 +46,7 @@ func TestHandle(t *testing.T) {
 	}{
 		{"allowed", &vaulttest.Stages{OnPolicy: allow}, decided + admitted + "run rescan label done", ""},
 		{"frames are scanned, labelled and on record before they leave", &vaulttest.Stages{OnPolicy: allow, Frames: 2}, decided + admitted + "rescan label released rescan label run rescan label done", ""},
-		{"a server request is a call of its own", &vaulttest.Stages{OnPolicy: allow, Ask: true}, decided + admitted + "reverify resolve flow policy scan " + admitted + "rescan label done run rescan label done", ""},
+		{"a server request is a call of its own", &vaulttest.Stages{OnPolicy: allow, Ask: true}, decided + admitted + "reverify resolve flow policy scan " + admitted + "label released rescan label done run rescan label done", ""},
 		{"approved", &vaulttest.Stages{OnPolicy: ask}, asked + "recheck reapprove intent run rescan label done", ""},
 		{"asked by the capability", &vaulttest.Stages{OnPolicy: allow, Grant: vault.Grant{Task: "t-1", Ask: []string{"finance"}}}, asked + "recheck reapprove intent run rescan label done", ""},
 		{"asked by flow, allowed by policy", &vaulttest.Stages{OnPolicy: allow, OnFlow: ask}, asked + "recheck reapprove intent run rescan label done", ""},

@@ -101,6 +101,14 @@ func (s *stream) Request(ctx context.Context, method string, params json.RawMess
 	sub.Target.Name = method
 	sub.Args, sub.Params = args, vault.Args{}
 	res, err := s.g.within(ctx, s.f, &sub, func(ctx context.Context, _ *stream) (vault.Result, error) {
+		// What the server asks is something it says: it reaches the agent with the
+		// server's label, like any frame.
+		s.mu.Lock()
+		err := s.first(ctx, args.Bytes())
+		s.mu.Unlock()
+		if err != nil {
+			return vault.Result{}, err
+		}
 		raw, err := s.out.Request(ctx, method, args.Bytes())
 		return vault.Result{Raw: raw}, err
 	})
@@ -140,7 +148,8 @@ func (g *Gateway) Permit(ctx context.Context, parent *vault.Facts, n int, method
 	sub.Kind = vault.KindServerRequest
 	sub.Target.Name = method
 	sub.Args, sub.Params = args, vault.Args{}
-	_, err = g.within(ctx, parent, &sub, func(context.Context, *stream) (vault.Result, error) {
+	_, err = g.within(ctx, parent, &sub, func(ctx context.Context, _ *stream) (vault.Result, error) {
+		g.Flow.Label(ctx, parent, args.Bytes())
 		return vault.Result{Raw: json.RawMessage("{}")}, nil
 	})
 	return err
