@@ -184,7 +184,7 @@ var howToAsk = map[Code]string{
 	CodeFlowDeadlyThree:     "ask a person: private and untrusted data are in scope and this call leads out",
 	CodeFlowProvenance:      "ask a person: this value does not come from the task or a trusted source",
 	CodeFlowReaders:         "ask a person: the recipient may not read the data in scope",
-	CodePolicyDenied:        "the operator's policy refuses this; pvault policy explain shows the rule",
+	CodePolicyDenied:        "the operator's policy refuses this; the operator sees the rule with pvault audit tail --disclose",
 	CodePolicyUndefined:     "the operator's policy has no answer for this call and that denies",
 	CodePolicyError:         "the operator's policy failed and that denies; the operator sees why in the log",
 	CodePolicyAsks:          "wait for a person to answer, then retry with the same call id",

@@ -216,7 +216,7 @@ func regoError(err error) error {
 	if s := err.Error(); strings.Contains(s, "undefined function") {
 		return fmt.Errorf("%w: rules are pure here: http.send, net.*, rand.*, opa.runtime and time.now_ns do not exist; the time of the call is input.time", err)
 	}
-	return fmt.Errorf("%w: fix the file; pvault policy test checks it", err)
+	return fmt.Errorf("%w: fix the file and start again", err)
 }
 
 // addData puts the object of a data.json where its directory says.

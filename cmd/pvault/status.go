@@ -1,0 +1,43 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "What the running daemon is, and the public keys that others pin",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			s, err := client.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(s, func(w io.Writer) {
+				fmt.Fprintf(w, "pvault %s, process %d, since %s\n", s.Version, s.PID, s.Started.Format("2006-01-02 15:04:05"))
+				for _, line := range [][2]string{
+					{"data", s.Data}, {"http", s.HTTP}, {"grade", s.Grade}, {"tenant", s.Tenant}, {"cluster", s.Cluster},
+					{"ledger", fmt.Sprintf("%d events", s.Ledger)},
+					{"questions", fmt.Sprintf("%d open, %d approvers", s.OpenAsks, s.Approvers)},
+					{"ledger key", s.LedgerKey}, {"issuer key", s.IssuerKey}, {"session key", s.SessionKey},
+					{"question key", "ed25519:" + base64.RawURLEncoding.EncodeToString(s.ApprovalKey)},
+				} {
+					fmt.Fprintf(w, "  %-13s %s\n", line[0], line[1])
+				}
+				for _, note := range s.Warnings {
+					fmt.Fprintf(w, "  %-13s %s\n", "note", note)
+				}
+			})
+		},
+	}
+}
