@@ -32,6 +32,9 @@ func ReadTask(path string) (file, inputs []byte, err error) {
 	return file, []byte(f.Inputs.Text), nil
 }
 
+// TaskSchema returns the JSON Schema of task.yaml.
+func TaskSchema() []byte { return taskfile.Schema() }
+
 // A taskDoc is what the store keeps of a task beside its row.
 type taskDoc struct {
 	Agent    vault.AgentID `json:"agent"`
