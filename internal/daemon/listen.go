@@ -184,7 +184,9 @@ func (d *Daemon) openSession(w http.ResponseWriter, r *http.Request) {
 	}
 	request := make([]byte, base64.RawURLEncoding.DecodedLen(len(body)))
 	if _, err := base64.RawURLEncoding.Decode(request, body); err != nil {
-		http.Error(w, "want base64url", http.StatusBadRequest)
+		// The body is what authenticates, so all that is wrong with it is this status.
+		d.gateway.CountStranger("session", vault.CodeCapabilityMalformed)
+		http.Error(w, "want base64url", http.StatusUnauthorized)
 		return
 	}
 	var b vault.Binding

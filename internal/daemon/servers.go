@@ -245,8 +245,12 @@ func (d *Daemon) forget(ctx context.Context, name string) error {
 const listing vault.TaskID = "listing"
 
 func (d *Daemon) list(ctx context.Context, id vault.ServerID) (tool.Listing, error) {
-	l, err := d.upstreams.List(ctx, id, mcp.Instance{Tenant: d.tenant, Task: listing})
-	d.upstreams.EndTask(d.tenant, listing) // a process that only lists need not stay
+	inst := mcp.Instance{Tenant: d.tenant}
+	if s, err := d.catalogue.ServerByID(id); err == nil && s.Registration.URL == "" {
+		inst.Task = listing
+		defer d.upstreams.EndTask(d.tenant, listing) // a process that only lists need not stay
+	} // a connection to a URL stays: it brings the word that a list changed
+	l, err := d.upstreams.List(ctx, id, inst)
 	if err != nil {
 		return tool.Listing{}, err
 	}

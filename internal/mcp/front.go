@@ -144,13 +144,6 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this Host or Origin is not served here", http.StatusForbidden)
 		return
 	}
-	switch r.Method {
-	case http.MethodPost, http.MethodGet, http.MethodDelete:
-	default:
-		w.Header().Set("Allow", "POST, GET, DELETE")
-		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
-		return
-	}
 	caller, err := f.cfg.Authenticate(r)
 	if err == nil && caller.Key == "" {
 		err = vault.NewDenial(vault.CodeCapabilityMissing, "", nil)
@@ -173,6 +166,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.get(w, r, caller)
 	case http.MethodDelete:
 		f.delete(w, r, caller)
+	default:
+		w.Header().Set("Allow", "POST, GET, DELETE")
+		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 	}
 }
 
