@@ -83,7 +83,7 @@ func (c *Conformance) install(t testing.TB) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }() // it is gone when the installation worked
 	cmd := exec.CommandContext(t.Context(), "npm", "install", "--prefix", tmp, "--ignore-scripts", "--no-audit", "--no-fund", nodePackage, conformancePackage)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Logf("npm install: %s", out)
@@ -124,7 +124,9 @@ func (c *Conformance) Serve(t testing.TB, flags []string) string {
 		_ = cmd.Wait()
 	})
 	url := "http://" + addr + "/"
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; <-retry.C {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 		if err != nil {
 			t.Fatal(err)
