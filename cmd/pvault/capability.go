@@ -206,7 +206,7 @@ the gateway knows them. Exit code 3 if it does not verify.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			chain, err := a.chain(args[0])
 			if err != nil {
-				return err
+				return &exit{code: exitDenied, err: fmt.Errorf("capability: %w", err)}
 			}
 			var key capability.Key
 			if err := key.UnmarshalText([]byte(issuer)); err != nil {

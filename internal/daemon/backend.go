@@ -248,15 +248,16 @@ func (d *Daemon) call(ctx context.Context, r admin.CallRequest, cred vault.Crede
 	if call.ID == "" {
 		call.ID, call.Generated = vault.NewCallID(), true
 	}
-	args, err := vault.ParseArgs(r.Args)
-	if err == nil {
-		call.Args = args
-		if r.Server != "" {
-			call.Target, err = d.catalogue.Target(r.Server, r.Name)
-		}
+	var err error
+	if call.Args, err = vault.ParseArgs(r.Args); err != nil {
+		denial := vault.DenialOf(err)
+		d.gateway.CountStranger("cli", denial.Reason.Code) // it never became a call, so no task has it
+		return admin.CallAnswer{Denial: denial}, nil
 	}
-	if err != nil {
-		return admin.CallAnswer{Denial: vault.DenialOf(err)}, nil
+	if target, err := d.catalogue.Target(r.Server, r.Name); err == nil && r.Server != "" {
+		// A server that is not registered keeps the zero id, which no capability
+		// names: the refusal is the verifier's, and on record like any other.
+		call.Target = target
 	}
 	res, err := d.gateway.Handle(ctx, call, deaf{})
 	if err != nil {
