@@ -27,9 +27,15 @@ const (
 	// replyQueue bounds answers and cancellations on their way to the server. A
 	// server that does not read loses them.
 	replyQueue = 64
+	// maxUnasked bounds the messages between two answers that were waited for. All
+	// calls in flight share a process, so it is several times what one may send.
+	maxUnasked = 4 * maxFrames
 )
 
-var errConnClosed = errors.New("connection closed")
+var (
+	errConnClosed = errors.New("connection closed")
+	errFlood      = errors.New("the server sends messages without end")
+)
 
 // A stdioConn is one process and the calls in flight to it. Its goroutines are a
 // reader, a writer, a reader of standard error and one that waits for the end;
@@ -171,7 +177,7 @@ func (c *stdioConn) reason(executed vault.Executed) *vault.Denial {
 	c.mu.Unlock()
 	code := vault.CodeUpstreamFailed
 	switch {
-	case errors.Is(cause, errLineTooLong):
+	case errors.Is(cause, errLineTooLong), errors.Is(cause, errFlood):
 		code = vault.CodeUpstreamTooLarge
 	case errors.Is(cause, errMalformed):
 		code = vault.CodeUpstreamGarbage
@@ -337,6 +343,7 @@ func (c *stdioConn) forget(s *stdioCall) {
 // read takes lines from the process until it ends or breaks the protocol.
 func (c *stdioConn) read() error {
 	r := bufio.NewReaderSize(c.proc.Stdout(), 32<<10)
+	unasked := 0 // messages since the last answer that was waited for
 	for {
 		line, err := readLine(r, c.max)
 		switch {
@@ -349,9 +356,16 @@ func (c *stdioConn) read() error {
 		if err != nil {
 			return fmt.Errorf("the server wrote %q: %w", visible(line[:min(len(line), 200)]), err)
 		}
+		if m.isResponse() && c.response(m) {
+			unasked = 0
+			continue
+		}
+		// A server that talks without end keeps us busy without end.
+		if unasked++; unasked > maxUnasked {
+			return errFlood
+		}
 		switch {
 		case m.isResponse():
-			c.response(m)
 		case m.isCall():
 			c.request(m)
 		default:
@@ -362,17 +376,18 @@ func (c *stdioConn) read() error {
 
 // response gives an answer to its call. One for a call that is over, or that never
 // was, is counted and dropped: it can be late, and it cannot be for anybody else.
-func (c *stdioConn) response(m message) {
+func (c *stdioConn) response(m message) (taken bool) {
 	if s := c.find(m.id); s != nil {
 		select {
 		case s.reply <- m:
-			return
+			return true
 		default: // a second answer
 		}
 	}
 	if c.lateAnswers.Add(1) == 1 {
 		c.log.Warn("a stdio server answered a request that nobody waits for; further ones are not logged")
 	}
+	return false
 }
 
 // find returns the call with the id raw, or nil.

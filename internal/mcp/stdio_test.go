@@ -324,6 +324,14 @@ func TestStdioServerThatMisbehaves(t *testing.T) {
 			}
 			t.Error("100 MB were read")
 		}, vault.CodeUpstreamTooLarge},
+		{"talks without end", func(p *fakeProcess, m message) {
+			for p.say(`{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}`) {
+			}
+		}, vault.CodeUpstreamTooLarge},
+		{"answers what nobody asked, without end", func(p *fakeProcess, m message) {
+			for p.say(`{"jsonrpc":"2.0","id":99999,"result":{}}`) {
+			}
+		}, vault.CodeUpstreamTooLarge},
 		{"closes its output", func(p *fakeProcess, m message) { p.out.Close() }, vault.CodeUpstreamFailed},
 		{"answers nothing", func(*fakeProcess, message) {}, vault.CodeUpstreamTimeout},
 		{"answers another id", say(`{"jsonrpc":"2.0","id":99999,"result":{}}`), vault.CodeUpstreamTimeout},
