@@ -17,6 +17,7 @@ import (
 type upstream struct {
 	url   string
 	tools []string
+	stop  func() // may be called twice
 
 	// answer, if set, answers tools/call instead of the usual text. It runs after
 	// the call has been noted.
@@ -41,10 +42,11 @@ func newUpstream(t *testing.T, tools ...string) *upstream {
 	u := &upstream{tools: tools}
 	s := httptest.NewServer(u)
 	u.url = s.URL
-	t.Cleanup(func() {
+	u.stop = func() {
 		s.CloseClientConnections()
 		s.Close()
-	})
+	}
+	t.Cleanup(u.stop)
 	return u
 }
 
