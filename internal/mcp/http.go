@@ -40,7 +40,11 @@ func DialHTTP(cfg HTTPConfig) (Dialer, error) {
 		return Dialer{}, fmt.Errorf("server URL %q: want https, or http to a loopback address where that is allowed", cfg.URL)
 	}
 	e := &httpEndpoint{cfg: cfg, url: u, transport: cfg.Transport}
-	if e.transport == nil {
+	switch {
+	case e.transport != nil:
+	case u.Scheme == "http":
+		e.transport = &loopback{addr: hostPort(u)}
+	default:
 		e.transport = &http.Transport{
 			// A proxy from the environment would see every credential.
 			Proxy:                  nil,
@@ -55,6 +59,14 @@ func DialHTTP(cfg HTTPConfig) (Dialer, error) {
 		}
 	}
 	return Dialer{dial: e.dial, many: true}, nil
+}
+
+// hostPort returns where a plain http URL connects to.
+func hostPort(u *url.URL) string {
+	if u.Port() == "" {
+		return net.JoinHostPort(u.Hostname(), "80")
+	}
+	return u.Host
 }
 
 func isLoopback(host string) bool {
