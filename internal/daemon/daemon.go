@@ -90,9 +90,9 @@ type Daemon struct {
 // Open starts everything but the listeners. On an error what was started is
 // stopped again.
 func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err error) {
-	// A daemon with a small heap collects too often at the default; the limit
-	// bounds what the high setting costs.
-	debug.SetGCPercent(400)
+	// The collector stays at its default percentage: what is alive is a few MB, and
+	// a higher one buys little time for much memory. The limit makes it work
+	// harder when large results are in flight.
 	debug.SetMemoryLimit(512 << 20)
 
 	d = &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant)}
