@@ -134,9 +134,7 @@ Start with: pvault tour`,
 		a.server(), a.mcp(), a.call(), a.runCommand(), a.capability(),
 		a.approve(), a.audit(), a.bench(), a.benchStub(), a.schema(), a.version(), a.probe(),
 	)
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-	}
+	wrapArgs(root)
 	return root
 }
 
