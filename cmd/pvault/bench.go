@@ -45,8 +45,9 @@ func (m *measured) missed() bool {
 // A bench is one run of pvault bench.
 type bench struct {
 	*app
-	dir  string // for ledgers
-	list []measured
+	dir    string // for ledgers
+	list   []measured
+	failed error // of a measurement inside an area
 }
 
 func (b *bench) add(name string, value float64, unit, baseline string, baselineValue, goal float64) {
@@ -63,6 +64,10 @@ func (b *bench) areas() []struct {
 		run  func(context.Context) error
 	}{
 		{"gateway", b.gatewayArea},
+		{"capability", b.capabilityArea},
+		{"policy", b.policyArea},
+		{"flow", b.flowArea},
+		{"ledger", b.ledgerArea},
 	}
 }
 
@@ -115,7 +120,7 @@ func (b *bench) measure(ctx context.Context, only []string) error {
 		if len(only) > 0 && only[0] != area.name {
 			continue
 		}
-		if err := area.run(ctx); err != nil {
+		if err := errors.Join(area.run(ctx), b.failed); err != nil {
 			return fmt.Errorf("%s: %w", area.name, err)
 		}
 	}

@@ -53,12 +53,6 @@ deny contains {"code": "destructive", "msg": "never", "rule": "destructive"} if 
 	input.call.tool in {"drop_table", "delete_volume"}
 }
 
-deny contains {"code": "place", "msg": "not an invoice", "rule": "place"} if {
-	not startswith(input.call.args.path, "/srv/invoices/")
-}
-
-deny contains {"code": "denies", "msg": "too many refusals", "rule": "denies"} if input.history.denies > 20
-
 deny contains {"code": "tainted", "msg": "untrusted data", "rule": "tainted"} if {
 	input.data.labels.integrity == "web"
 	not input.call.read_only
