@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -33,7 +34,7 @@ type Config struct {
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Dial connects to an address that was checked. Nil means a plain dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Transport is the base for HTTP; its dialling and proxy settings are replaced.
+	// Transport is the base for HTTP; its dialling, proxy and connection reuse are replaced.
 	// Nil means a fresh one. Tests use it to trust their own certificates.
 	Transport *http.Transport
 	// MaxResponse bounds the bytes of a response. Zero means 1 MiB.
@@ -47,6 +48,10 @@ type Client struct {
 	c    Config
 	http *http.Client
 }
+
+// maxHeader bounds the header of a response, of which two fields become part of
+// the result. Servers and proxies keep theirs below 16 KiB.
+const maxHeader = 64 << 10
 
 // New returns a Client.
 func New(c Config) *Client {
@@ -66,10 +71,15 @@ func New(c Config) *Client {
 	}
 	t := c.Transport
 	if t == nil {
-		t = &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second}
+		t = &http.Transport{ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	}
 	t = t.Clone()
 	t.Proxy = nil
+	// A kept connection can die under a request, and the transport then sends a GET
+	// again by itself. Nothing is sent twice here: each request has its connection,
+	// and each connection its check of the address.
+	t.DisableKeepAlives = true
+	t.MaxResponseHeaderBytes = maxHeader
 	cl := &Client{c: c}
 	t.DialContext = cl.dial
 	cl.http = &http.Client{
@@ -79,7 +89,7 @@ func New(c Config) *Client {
 	return cl
 }
 
-// Close drops idle connections.
+// Close ends what connections still do.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // errAddress is why an address is not dialled.
@@ -138,32 +148,6 @@ func Public(a netip.Addr) bool {
 		}
 	}
 	return true
-}
-
-// Host checks the target of an egress call: a DNS name in lower case, with an
-// optional port. IP addresses in whatever spelling are refused, because a name is
-// what a person reviewed.
-func Host(target string) (host, port string, err error) {
-	host, port = target, "443"
-	if i := strings.IndexByte(target, ':'); i >= 0 {
-		host, port = target[:i], target[i+1:]
-	}
-	if len(host) > 253 || len(port) > 5 || port == "" || strings.Trim(port, "0123456789") != "" || port[0] == '0' {
-		return "", "", errors.New("want HOST or HOST:PORT")
-	}
-	labels := strings.Split(host, ".")
-	for _, l := range labels {
-		if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' || strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
-			return "", "", errors.New("not a DNS name in lower case")
-		}
-	}
-	// The last label of a name is not a number (RFC 3696, section 2), so 127.1,
-	// 0x7f000001 and 2130706433 are no names.
-	last := labels[len(labels)-1]
-	if len(labels) < 2 || last[0] >= '0' && last[0] <= '9' {
-		return "", "", errors.New("an address or a bare word is not a name")
-	}
-	return host, port, nil
 }
 
 // response is the result object of an egress call.
@@ -226,22 +210,31 @@ func request(ctx context.Context, call *vault.Call) (*http.Request, error) {
 	bad := func(path string, err error) error {
 		return vault.NewDenial(vault.CodeArgsSchema, path, err)
 	}
-	host, port, err := Host(call.Target.Name)
+	host, port, err := vault.ParseHost(call.Target.Name)
 	if err != nil {
 		return nil, bad("", err)
 	}
 	method, ok := call.Args.At("/method").Str()
-	switch {
-	case !ok:
-		return nil, bad("/method", nil)
-	case method != http.MethodGet && method != http.MethodHead && method != http.MethodPost && method != http.MethodPut && method != http.MethodPatch && method != http.MethodDelete:
+	carries := false // whether a body has a meaning (RFC 9110, section 9.3)
+	switch method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch:
+		carries = true
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+	default:
+		ok = false
+	}
+	if !ok {
 		return nil, bad("/method", nil)
 	}
 	path, ok := call.Args.At("/path").Str()
-	if !ok || !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || strings.ContainsAny(path, "#\\") || strings.Contains(path, "/../") || strings.HasSuffix(path, "/..") || strings.Contains(path, "%2e") || strings.Contains(path, "%2E") || strings.Contains(path, "%2f") || strings.Contains(path, "%2F") {
+	if !ok || !plainPath(path) {
 		return nil, bad("/path", nil)
 	}
+	// Servers and proxies disagree on where a request with an unexpected body ends.
 	body, _ := call.Args.At("/body").Str()
+	if body != "" && !carries {
+		return nil, bad("/body", nil)
+	}
 	if port != "443" {
 		host = net.JoinHostPort(host, port)
 	}
@@ -263,4 +256,45 @@ func request(ctx context.Context, call *vault.Call) (*http.Request, error) {
 		req.Header.Set("Content-Type", contentType)
 	}
 	return req, nil
+}
+
+// maxPath bounds path and query. Servers take 8 KiB of request line, the least that
+// RFC 9112, section 3, recommends.
+const maxPath = 8000
+
+// plainPath reports whether every server reads p as the same path, the one that
+// was decided on: absolute, printable ASCII, no empty, "." or ".." segment in any
+// encoding or with parameters, nothing that is another path when decoded twice. A
+// query may follow; what no URL holds (RFC 3986, appendix A) is out there too.
+func plainPath(p string) bool {
+	if len(p) > maxPath || !strings.HasPrefix(p, "/") {
+		return false
+	}
+	for i := range len(p) {
+		if p[i] <= ' ' || p[i] >= 0x7f || strings.IndexByte("#\\\"<>^`{|}", p[i]) >= 0 {
+			return false
+		}
+	}
+	p, _, _ = strings.Cut(p, "?")
+	for _, code := range []string{"%00", "%25", "%2e", "%2f", "%5c"} {
+		if strings.Contains(strings.ToLower(p), code) {
+			return false
+		}
+	}
+	plain, err := url.PathUnescape(p)
+	if err != nil {
+		return false
+	}
+	segments := strings.Split(plain[1:], "/")
+	for i, s := range segments {
+		switch s, _, _ = strings.Cut(s, ";"); s {
+		case ".", "..":
+			return false
+		case "":
+			if i < len(segments)-1 {
+				return false
+			}
+		}
+	}
+	return true
 }

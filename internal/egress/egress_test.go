@@ -8,7 +8,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
+	"path"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pilox/vault"
@@ -31,23 +34,6 @@ func TestPublic(t *testing.T) {
 	}
 	if Public(netip.Addr{}) {
 		t.Error("no address counts as public")
-	}
-}
-
-func TestHost(t *testing.T) {
-	for _, s := range []string{
-		"", ".", "localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "017700000001", "[::1]", "::1",
-		"a..b", "-a.example", "a-.example", "A.example", "a.example.", "a.example:", "a.example:0", "a.example:x",
-		"a.example:123456", "a_b.example", "a.example/x", "u@a.example", "é.example", "a.1", strings.Repeat("a.", 127) + "example",
-	} {
-		if _, _, err := Host(s); err == nil {
-			t.Errorf("%q is taken for a host", s)
-		}
-	}
-	for s, want := range map[string]string{"api.bank.example": "api.bank.example 443", "a.example:8443": "a.example 8443", "xn--bcher-kva.example": "xn--bcher-kva.example 443"} {
-		if h, p, err := Host(s); err != nil || h+" "+p != want {
-			t.Errorf("%q: %s %s, %v", s, h, p, err)
-		}
 	}
 }
 
@@ -131,6 +117,7 @@ func TestRun(t *testing.T) {
 		executed         vault.Executed
 	}{
 		{"a large answer is not passed on", "a.example.com", `{"method":"GET","path":"/big"}`, vault.CodeUpstreamTooLarge, vault.ExecutedYes},
+		{"a body where none has a meaning", "a.example.com", `{"method":"GET","path":"/","body":"x"}`, vault.CodeArgsSchema, vault.ExecutedNo},
 		{"an unknown method", "a.example.com", `{"method":"CONNECT","path":"/"}`, vault.CodeArgsSchema, vault.ExecutedNo},
 		{"a path that climbs", "a.example.com", `{"method":"GET","path":"/v1/../admin"}`, vault.CodeArgsSchema, vault.ExecutedNo},
 		{"a path that climbs in disguise", "a.example.com", `{"method":"GET","path":"/v1/%2e%2e/admin"}`, vault.CodeArgsSchema, vault.ExecutedNo},
@@ -154,17 +141,64 @@ func TestRun(t *testing.T) {
 	})
 }
 
-func FuzzHost(f *testing.F) {
-	for _, s := range []string{"a.example", "a.example:443", "127.1", "[::1]:80"} {
+func TestPlainPath(t *testing.T) {
+	for _, p := range []string{
+		"/", "/v1/accounts", "/v1/accounts/", "/v1/a%20b", "/a;v=1/b", "/v1/...", "/.well-known/x", "/a?", "/a?q=1&u=https%3A%2F%2Fx%2F..%2f", "/a?q=../..",
+	} {
+		if !plainPath(p) {
+			t.Errorf("%q is refused", p)
+		}
+	}
+	for _, p := range []string{
+		"", "v1", "?q", "//evil.example/", "/a//b", "/.", "/..", "/../a", "/a/..", "/a/../b", "/a/./b", "/a/..?q=1", "/a/..;x/b", "/a/.;/b",
+		"/a/;x/b", "/a/%2e%2E/b", "/a/.%2e", "/a/..%3b/b", "/a/..%2fb", "/a%5c..%5cb", "/a\\..\\b", "/a%00", "/a/%252e%252e/b", "/a#b", "/a?b#c", "/a b", "/a\"b", "/<a>",
+		"/a\tb", "/a\r\nX: y", "/\u00e4", "/a%zz", "/a%2", "/" + strings.Repeat("a", maxPath),
+	} {
+		if plainPath(p) {
+			t.Errorf("%q passes", p)
+		}
+	}
+}
+
+// TestNothingIsSentTwice has a server that dies under the second request on a
+// connection: a client that reuses connections sends that one again by itself.
+func TestNothingIsSentTwice(t *testing.T) {
+	var got atomic.Int32
+	c := server(t, "93.184.215.14", func(w http.ResponseWriter, _ *http.Request) {
+		if got.Add(1) == 2 {
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write([]byte("hello"))
+	})
+	if _, err := c.Run(t.Context(), call("a.example.com", `{"method":"GET","path":"/"}`), nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.Run(t.Context(), call("a.example.com", `{"method":"GET","path":"/"}`), nil)
+	if d := vault.DenialOf(err); d == nil || d.Reason.Code != vault.CodeUpstreamFailed || d.Executed != vault.ExecutedUnknown {
+		t.Errorf("denial = %+v", d)
+	}
+	if n := got.Load(); n != 2 {
+		t.Errorf("two calls made %d requests", n)
+	}
+}
+
+func FuzzPlainPath(f *testing.F) {
+	for _, s := range []string{"/v1/accounts/7?x=1", "/a/..;/b", "/%2e%2e/", "//x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		host, _, err := Host(s)
-		if err != nil {
+		if !plainPath(s) {
 			return
 		}
-		if _, err := netip.ParseAddr(host); err == nil || host != strings.ToLower(host) {
-			t.Errorf("%q gives host %q", s, host)
+		u, err := url.Parse("https://a.example" + s)
+		if err != nil || u.Host != "a.example" || u.User != nil || u.Fragment != "" {
+			t.Fatalf("%q leads to %+v, %v", s, u, err)
+		}
+		if got := u.RequestURI(); got != s {
+			t.Errorf("%q is sent as %q", s, got)
+		}
+		if want := path.Clean(u.Path); want != u.Path && want+"/" != u.Path {
+			t.Errorf("%q means %q", s, want)
 		}
 	})
 }

@@ -353,7 +353,9 @@ func TestOwnServer(t *testing.T) {
 func TestEgressNamesItsHost(t *testing.T) {
 	a := newActor(t, vault.Grant{MaySendTo: []string{"api.bank.example"}})
 	a.does("files.read", `{"path":"/srv/x"}`, "private")
-	for host, want := range map[string]vault.Verdict{"api.bank.example": vault.Allow, "evil.example": vault.Ask} {
+	for host, want := range map[string]vault.Verdict{
+		"api.bank.example": vault.Allow, "api.bank.example:8443": vault.Allow, "evil.example": vault.Ask, "evil.example:8443": vault.Ask,
+	} {
 		f := &vault.Facts{Call: &vault.Call{Agent: a.id, Kind: vault.KindEgress, Target: vault.Target{Name: host}, Args: vault.MustArgs(`{}`)}, Grant: &a.grant, Tool: &vault.Tool{}}
 		if d := a.flow.Check(t.Context(), f); d.Verdict != want {
 			t.Errorf("%s: %v, want %v", host, d.Verdict, want)

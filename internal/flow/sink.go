@@ -29,7 +29,11 @@ func wayOut(f *vault.Facts, own bool) (path string, out bool) {
 	switch f.Call.Kind {
 	case vault.KindEgress, vault.KindAgent, vault.KindModel:
 		found = true
-		if !mayReceive(f.Grant.MaySendTo, f.Call.Target.Name) {
+		to := f.Call.Target.Name
+		if f.Call.Kind == vault.KindEgress {
+			to, _, _ = strings.Cut(to, ":") // the list names hosts, whatever their port
+		}
+		if !mayReceive(f.Grant.MaySendTo, to) {
 			return "", true
 		}
 	}
