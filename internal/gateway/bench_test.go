@@ -42,9 +42,11 @@ func (s *idle) Grade(context.Context, *vault.Facts) (vault.Grade, bool, error) {
 func (s *idle) Run(context.Context, *vault.Facts, vault.Stream) (vault.Result, error) {
 	return vault.Result{Raw: []byte(`{"content":[]}`)}, nil
 }
+
 func (s *idle) Commit(context.Context, *vault.Event) (vault.Receipt, error) {
 	return vault.Receipt{}, nil
 }
+
 func (s *idle) Sequence(context.Context, *vault.Event) (vault.Receipt, error) {
 	return vault.Receipt{}, nil
 }
@@ -59,6 +61,7 @@ func (nobody) Show(context.Context, vault.Question) error { return nil }
 func (nobody) Answer(context.Context, vault.Question, time.Duration) (vault.Approval, error) {
 	return vault.Approval{}, vault.NewDenial(vault.CodeApprovalNobody, "", nil)
 }
+
 func (nobody) Recheck(context.Context, vault.Approval, *vault.Facts, vault.Decision, vault.Digest) error {
 	return nil
 }

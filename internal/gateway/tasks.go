@@ -17,7 +17,7 @@ type Tasks struct {
 	// MaxInFlight bounds the calls in flight of one task. Zero means 256.
 	MaxInFlight int
 	// MaxKept bounds the bytes kept of closed calls, so that a retry gets their
-	// results. Zero means 2 MiB: some thousand small results, which is more than a
+	// results. Zero means 1 MiB: a thousand small results, which is more than a
 	// client can have lost at once.
 	MaxKept int
 
@@ -174,7 +174,7 @@ const entryBytes = 512
 func (t *Tasks) keep(e *entry) {
 	limit := t.MaxKept
 	if limit == 0 {
-		limit = 2 << 20
+		limit = 1 << 20
 	}
 	t.kept += entryBytes + len(e.res.Raw)
 	t.oldest = append(t.oldest, e)
