@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -20,11 +21,26 @@ import (
 	"github.com/pilox/vault/capability"
 	"github.com/pilox/vault/evidence"
 	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/daemon"
 	"github.com/pilox/vault/internal/vaulttest"
 )
 
 // A holder is an agent with a key of its own, to which capabilities are bound.
-type holder struct{ key ed25519.PrivateKey }
+type holder struct{ key crypto.Signer }
+
+// A signer is an approver key that somebody uses for other things too.
+type signer struct {
+	approver *daemon.Approver
+	public   ed25519.PublicKey
+}
+
+// Public returns the public key.
+func (s signer) Public() crypto.PublicKey { return s.public }
+
+// Sign signs a message that is not hashed, as Ed25519 wants it.
+func (s signer) Sign(_ io.Reader, message []byte, _ crypto.SignerOpts) ([]byte, error) {
+	return s.approver.Sign(message)
+}
 
 func newHolder(t *testing.T) holder {
 	t.Helper()

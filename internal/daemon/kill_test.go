@@ -470,18 +470,17 @@ func (k *killRig) verify() {
 	if err != nil || report.Problem != evidence.ProblemNone || !report.Complete {
 		k.t.Fatalf("after a kill the ledger does not verify: %v\n%s", err, report)
 	}
+	k.checkpoint = fileOf(k.t, bundle, "checkpoint")
+}
+
+// openZip opens a bundle as the zip file that it is.
+func openZip(t *testing.T, bundle []byte) *zip.Reader {
+	t.Helper()
 	z, err := zip.NewReader(bytes.NewReader(bundle), int64(len(bundle)))
 	if err != nil {
-		k.t.Fatal(err)
+		t.Fatal(err)
 	}
-	f, err := z.Open("checkpoint")
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	defer f.Close()
-	if k.checkpoint, err = io.ReadAll(f); err != nil {
-		k.t.Fatal(err)
-	}
+	return z
 }
 
 // finish spends what is left of the small budget: the counter came through every

@@ -23,8 +23,9 @@ type upstream struct {
 	// the call has been noted.
 	answer func(w http.ResponseWriter, r *http.Request, c effect)
 
-	mu   sync.Mutex
-	seen []effect
+	mu     sync.Mutex
+	schema string
+	seen   []effect
 }
 
 // An effect is one call that reached an upstream.
@@ -39,7 +40,7 @@ type effect struct {
 // optional arguments: id, text, to, path (strings) and n (a number).
 func newUpstream(t *testing.T, tools ...string) *upstream {
 	t.Helper()
-	u := &upstream{tools: tools}
+	u := &upstream{tools: tools, schema: inputSchema}
 	s := httptest.NewServer(u)
 	u.url = s.URL
 	u.stop = func() {
@@ -74,9 +75,12 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "server/discover":
 		reply(w, m.ID, `{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"serverInfo":{"name":"fake","version":"1"}}`)
 	case "tools/list":
+		u.mu.Lock()
+		schema := u.schema
+		u.mu.Unlock()
 		var list []string
 		for _, name := range u.tools {
-			list = append(list, fmt.Sprintf(`{"name":%q,"description":"does %s","inputSchema":%s}`, name, name, inputSchema))
+			list = append(list, fmt.Sprintf(`{"name":%q,"description":"does %s","inputSchema":%s}`, name, name, schema))
 		}
 		reply(w, m.ID, `{"resultType":"complete","tools":[`+strings.Join(list, ",")+`]}`)
 	case "tools/call":
@@ -120,6 +124,13 @@ func (u *upstream) onCall(answer func(w http.ResponseWriter, r *http.Request, c 
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answer = answer
+}
+
+// redefine changes the input schema of every tool.
+func (u *upstream) redefine(schema string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.schema = schema
 }
 
 // effects returns the calls that arrived.
