@@ -37,7 +37,8 @@ type Config struct {
 	// Transport is the base for HTTP; its dialling, proxy and connection reuse are replaced.
 	// Nil means a fresh one. Tests use it to trust their own certificates.
 	Transport *http.Transport
-	// MaxResponse bounds the bytes of a response. Zero means 1 MiB.
+	// MaxResponse bounds the bytes of a response, and of the result that says it in
+	// JSON. Zero means 1 MiB.
 	MaxResponse int64
 	// Timeout bounds one request. Zero means 30 seconds.
 	Timeout time.Duration
@@ -95,9 +96,23 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // errAddress is why an address is not dialled.
 var errAddress = errors.New("not a public address")
 
-// dial connects to the first public address of a host. All addresses must be
-// public: a name that also points inside is refused whole.
+// A notSent is an error from before there was a connection, so nothing left.
+type notSent struct{ error }
+
+func (e notSent) Unwrap() error { return e.error }
+
+// dial connects to the first public address of a host. Its errors are [notSent].
 func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := c.connect(ctx, network, address)
+	if err != nil {
+		return nil, notSent{err}
+	}
+	return conn, nil
+}
+
+// connect wants all addresses to be public: a name that also points inside is
+// refused whole.
+func (c *Client) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
@@ -171,9 +186,12 @@ func (c *Client) Run(ctx context.Context, f *vault.Facts, _ vault.Stream) (vault
 	res, err := c.http.Do(req.WithContext(ctx))
 	if err != nil {
 		code, executed := vault.CodeUpstreamFailed, vault.ExecutedUnknown
+		if _, ok := errors.AsType[notSent](err); ok {
+			executed = vault.ExecutedNo
+		}
 		switch {
 		case errors.Is(err, errAddress):
-			code, executed = vault.CodeEgressAddress, vault.ExecutedNo
+			code = vault.CodeEgressAddress
 		case errors.Is(err, context.DeadlineExceeded):
 			code = vault.CodeUpstreamTimeout
 		}
@@ -191,11 +209,16 @@ func (c *Client) Run(ctx context.Context, f *vault.Facts, _ vault.Stream) (vault
 	if !utf8.Valid(body) {
 		out.Encoding, out.Body = "base64", base64.StdEncoding.EncodeToString(body)
 	}
-	raw, err := json.Marshal(out)
-	if err != nil {
+	var raw bytes.Buffer
+	enc := json.NewEncoder(&raw)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(out); err != nil {
 		return vault.Result{}, failure(vault.CodeInternal, vault.ExecutedYes, err)
 	}
-	return vault.Result{Raw: raw, IsError: res.StatusCode >= 400}, nil
+	if int64(raw.Len()) > c.c.MaxResponse { // escapes and base64 make it larger
+		return vault.Result{}, failure(vault.CodeUpstreamTooLarge, vault.ExecutedYes, nil)
+	}
+	return vault.Result{Raw: bytes.TrimSpace(raw.Bytes()), IsError: res.StatusCode >= 400}, nil
 }
 
 func failure(code vault.Code, executed vault.Executed, cause error) *vault.Denial {

@@ -1,8 +1,10 @@
 package egress
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -72,6 +74,8 @@ func TestRun(t *testing.T) {
 		switch r.URL.Path {
 		case "/big":
 			_, _ = w.Write(make([]byte, 2000))
+		case "/escaped":
+			_, _ = w.Write(bytes.Repeat([]byte{0}, 600))
 		case "/redirect":
 			http.Redirect(w, r, "https://169.254.169.254/", http.StatusFound)
 		case "/bin":
@@ -117,6 +121,7 @@ func TestRun(t *testing.T) {
 		executed         vault.Executed
 	}{
 		{"a large answer is not passed on", "a.example.com", `{"method":"GET","path":"/big"}`, vault.CodeUpstreamTooLarge, vault.ExecutedYes},
+		{"nor one that is large once it is JSON", "a.example.com", `{"method":"GET","path":"/escaped"}`, vault.CodeUpstreamTooLarge, vault.ExecutedYes},
 		{"a body where none has a meaning", "a.example.com", `{"method":"GET","path":"/","body":"x"}`, vault.CodeArgsSchema, vault.ExecutedNo},
 		{"an unknown method", "a.example.com", `{"method":"CONNECT","path":"/"}`, vault.CodeArgsSchema, vault.ExecutedNo},
 		{"a path that climbs", "a.example.com", `{"method":"GET","path":"/v1/../admin"}`, vault.CodeArgsSchema, vault.ExecutedNo},
@@ -139,6 +144,36 @@ func TestRun(t *testing.T) {
 			t.Errorf("denial = %+v", d)
 		}
 	})
+}
+
+// TestWhatNeverLeft holds that a request without a connection counts as not sent,
+// and one that was cut off as unknown.
+func TestWhatNeverLeft(t *testing.T) {
+	public := []netip.Addr{netip.MustParseAddr("93.184.215.14")}
+	for _, tt := range []struct {
+		name     string
+		addrs    []netip.Addr
+		resolve  error
+		code     vault.Code
+		executed vault.Executed
+	}{
+		{"a name that nobody knows", nil, errors.New("no such host"), vault.CodeUpstreamFailed, vault.ExecutedNo},
+		{"a name without an address", nil, nil, vault.CodeUpstreamFailed, vault.ExecutedNo},
+		{"a name that also points inside", append(public, netip.MustParseAddr("10.0.0.1")), nil, vault.CodeEgressAddress, vault.ExecutedNo},
+		{"a host that does not answer", public, nil, vault.CodeUpstreamFailed, vault.ExecutedNo},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := New(Config{
+				Resolve: func(context.Context, string) ([]netip.Addr, error) { return tt.addrs, tt.resolve },
+				Dial:    func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("refused") },
+			})
+			defer c.Close()
+			_, err := c.Run(t.Context(), call("a.example.com", `{"method":"GET","path":"/"}`), nil)
+			if d := vault.DenialOf(err); d == nil || d.Reason.Code != tt.code || d.Executed != tt.executed {
+				t.Errorf("denial = %+v", d)
+			}
+		})
+	}
 }
 
 func TestPlainPath(t *testing.T) {
