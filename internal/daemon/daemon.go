@@ -308,7 +308,9 @@ func (d *Daemon) openApprovals(context.Context) error {
 
 func (d *Daemon) openGateway(context.Context) error {
 	d.flow = flow.New(flow.Config{})
-	d.egress = egress.New(egress.Config{Timeout: d.conf.Limits.Call, MaxResponse: int64(d.conf.Limits.Result)})
+	out := d.conf.egress
+	out.Timeout, out.MaxResponse = d.conf.Limits.Call, int64(d.conf.Limits.Result)
+	d.egress = egress.New(out)
 	d.onClose(func() error { d.egress.Close(); return nil })
 	d.gateway = &gateway.Gateway{
 		Verifier:     d.verifier,
@@ -335,6 +337,12 @@ func (d *Daemon) openGateway(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.onClose(func() error { d.front.Close(); return nil })
+	d.onClose(func() error {
+		d.front.Close() // calls of sessions outlive their connections, and end with this
+		if !d.listeners.wait() {
+			d.log.Error("requests do not end; what they did is closed as unknown at the next start")
+		}
+		return nil
+	})
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,28 +21,75 @@ import (
 
 // listeners is what the daemon is reached by.
 type listeners struct {
-	mu      sync.Mutex
-	servers []*http.Server
-	wg      sync.WaitGroup
-	http    string // address of the loopback listener, "" for none
+	mu       sync.Mutex // guards servers, closed, and the start of requests
+	servers  []*http.Server
+	closed   bool
+	requests sync.WaitGroup // being served
+
+	wg      sync.WaitGroup // of the accepting goroutines
+	http    string         // address of the loopback listener, "" for none
 	console *console.Console
 }
 
-// close ends every listener: it waits a moment for the requests in flight and then
-// cuts them, which cancels their calls.
+// Bounds of a stop. Requests get a moment to end by themselves; then their
+// connections are cut, which cancels their calls. What has not returned after the
+// second bound is left to recovery, which closes its intent as unknown.
+const (
+	graceOnClose = 2 * time.Second
+	endOnClose   = 10 * time.Second
+)
+
+// close ends every listener and cuts the connections.
 func (l *listeners) close() {
 	l.mu.Lock()
 	servers := l.servers
-	l.servers = nil
+	l.servers, l.closed = nil, true
 	l.mu.Unlock()
+	var wg sync.WaitGroup
 	for _, s := range servers {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) //nolint:forbidigo // what it belongs to has ended
-		if err := s.Shutdown(ctx); err != nil {
-			_ = s.Close()
-		}
-		cancel()
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), graceOnClose) //nolint:forbidigo // what it belongs to has ended
+			defer cancel()
+			if err := s.Shutdown(ctx); err != nil {
+				_ = s.Close()
+			}
+		})
 	}
+	wg.Wait()
 	l.wg.Wait()
+}
+
+// track counts the requests that next serves. Cutting a connection ends neither
+// its handler nor the call that runs in it.
+func (l *listeners) track(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l.mu.Lock()
+		if l.closed {
+			l.mu.Unlock()
+			http.Error(w, "stopping", http.StatusServiceUnavailable)
+			return
+		}
+		l.requests.Add(1)
+		l.mu.Unlock()
+		defer l.requests.Done()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// wait returns when every request has been served, so that the outcome of its call
+// is on record. It reports false if that takes too long.
+func (l *listeners) wait() bool {
+	done := make(chan struct{})
+	go func() {
+		l.requests.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(endOnClose):
+		return false // the goroutine ends with the last request
+	}
 }
 
 // Timeouts of every HTTP server. There is none for a whole request: calls wait for
@@ -55,7 +103,7 @@ const (
 // newServer returns a server for h with the daemon's bounds.
 func (d *Daemon) newServer(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           d.listeners.track(h),
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
@@ -161,12 +209,19 @@ func (d *Daemon) listenHTTP(ctx context.Context) error {
 
 func (d *Daemon) serve(s *http.Server, l net.Listener) {
 	d.listeners.mu.Lock()
+	defer d.listeners.mu.Unlock()
+	if d.listeners.closed {
+		_ = l.Close() // nobody has used it
+		return
+	}
 	d.listeners.servers = append(d.listeners.servers, s)
-	d.listeners.mu.Unlock()
 	d.listeners.wg.Go(func() {
 		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			d.log.Error("listener failed", "err", err)
 		}
+		d.listeners.mu.Lock()
+		defer d.listeners.mu.Unlock()
+		d.listeners.servers = slices.DeleteFunc(d.listeners.servers, func(o *http.Server) bool { return o == s })
 	})
 }
 
@@ -203,7 +258,7 @@ func (d *Daemon) openSession(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain")
-	if _, err := io.WriteString(w, base64.RawURLEncoding.EncodeToString(answer)); err != nil {
+	if _, err := io.WriteString(w, base64.RawURLEncoding.EncodeToString(answer)); err != nil { //nolint:gosec // base64 as text
 		d.log.DebugContext(r.Context(), "session answer not delivered", "err", err)
 	}
 }
