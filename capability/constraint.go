@@ -155,8 +155,9 @@ func (s Scalar) MarshalJSON() ([]byte, error) {
 		return strconv.AppendInt(nil, s.n, 10), nil
 	case vault.Bool:
 		return strconv.AppendBool(nil, s.n == 1), nil
+	default:
+		return nil, errScalar
 	}
-	return nil, errScalar
 }
 
 // MarshalCBOR returns a text string, an integer or a boolean.
@@ -168,8 +169,9 @@ func (s Scalar) MarshalCBOR() ([]byte, error) {
 		return det.enc.Marshal(s.n)
 	case vault.Bool:
 		return det.enc.Marshal(s.n == 1)
+	default:
+		return nil, errScalar
 	}
-	return nil, errScalar
 }
 
 // UnmarshalCBOR parses a text string, an integer or a boolean.

@@ -144,9 +144,13 @@ func FuzzText(f *testing.F) {
 func FuzzConstraints(f *testing.F) {
 	var tests []test
 	for _, c := range []Constraint{
-		{SubPath: ptr("/srv")}, {EmailDomain: []string{"a.example"}}, {HostSuffix: []string{"a.example"}},
-		{URL: &URL{Hosts: []string{"a.example", ".b.example", "127.0.0.1"}, Path: "/v1"}}, {Glob: ptr("a*/**?")},
-		{Decimal: &DecimalRange{Min: -1e9, Max: 1e9}}, {Int: &IntRange{Min: -5, Max: 5}},
+		{SubPath: ptr("/srv")},
+		{EmailDomain: []string{"a.example"}},
+		{HostSuffix: []string{"a.example"}},
+		{URL: &URL{Hosts: []string{"a.example", ".b.example", "127.0.0.1"}, Path: "/v1"}},
+		{Glob: ptr("a*/**?")},
+		{Decimal: &DecimalRange{Min: -1e9, Max: 1e9}},
+		{Int: &IntRange{Min: -5, Max: 5}},
 	} {
 		compiled, err := c.compile()
 		if err != nil {

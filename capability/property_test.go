@@ -116,8 +116,10 @@ func drawChild(t *rapid.T) Link {
 }
 
 func drawCall(t *rapid.T) *vault.Call {
-	value := rapid.SampledFrom([]string{`"a"`, `"b"`, `"/srv/a"`, `"/etc"`, `"x@a.example"`, `"https://a.example/v1/x"`,
-		`"a.example"`, `1`, `3`, `2.5`, `true`, `null`, `["x@a.example"]`, `[]`, `[3,"a"]`})
+	value := rapid.SampledFrom([]string{
+		`"a"`, `"b"`, `"/srv/a"`, `"/etc"`, `"x@a.example"`, `"https://a.example/v1/x"`,
+		`"a.example"`, `1`, `3`, `2.5`, `true`, `null`, `["x@a.example"]`, `[]`, `[3,"a"]`,
+	})
 	var b bytes.Buffer
 	for _, name := range []string{"a", "b"} {
 		if rapid.IntRange(0, 3).Draw(t, "has "+name) > 0 {

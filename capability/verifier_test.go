@@ -347,10 +347,27 @@ func TestWindow(t *testing.T) {
 		n    uint64
 		want bool
 	}{
-		{0, false}, {1, true}, {1, false}, {3, true}, {2, true}, {2, false},
-		{1024, true}, {4, true}, {1025, true}, {1, false}, {5, true},
-		{1030, true}, {6, false}, {7, true}, {1_000_000, true}, {1030, false},
-		{1_000_000 - 1023, true}, {1_000_000 - 1024, false}, {^uint64(0), true}, {^uint64(0), false}, {^uint64(0) - 1, true},
+		{0, false},
+		{1, true},
+		{1, false},
+		{3, true},
+		{2, true},
+		{2, false},
+		{1024, true},
+		{4, true},
+		{1025, true},
+		{1, false},
+		{5, true},
+		{1030, true},
+		{6, false},
+		{7, true},
+		{1_000_000, true},
+		{1030, false},
+		{1_000_000 - 1023, true},
+		{1_000_000 - 1024, false},
+		{^uint64(0), true},
+		{^uint64(0), false},
+		{^uint64(0) - 1, true},
 	} {
 		if got := use(tt.n); got != tt.want {
 			t.Errorf("%d: got %v", tt.n, got)
