@@ -514,8 +514,10 @@ func TestFlippedByteInARecordNamesTheRecord(t *testing.T) {
 
 func TestExitCodesAreDistinct(t *testing.T) {
 	seen := map[int]Problem{1: "", 2: ""}
-	for _, p := range []Problem{ProblemNone, ProblemAltered, ProblemDropped, ProblemSwapped, ProblemTruncated, ProblemDisclosure, ProblemMalformed,
-		ProblemWrongKey, ProblemUnpinned, ProblemRollback, ProblemSplitView, ProblemUnrelated, ProblemOtherRun, ProblemIncomplete} {
+	for _, p := range []Problem{
+		ProblemNone, ProblemAltered, ProblemDropped, ProblemSwapped, ProblemTruncated, ProblemDisclosure, ProblemMalformed,
+		ProblemWrongKey, ProblemUnpinned, ProblemRollback, ProblemSplitView, ProblemUnrelated, ProblemOtherRun, ProblemIncomplete,
+	} {
 		if was, ok := seen[p.Exit()]; ok {
 			t.Errorf("%s and %s exit %d", p, was, p.Exit())
 		}
