@@ -231,6 +231,7 @@ func leaf(v vault.Value, yield func(form, kind, string) bool) {
 		if n, ok := jsonNumber(v.Raw()); ok {
 			yield(formWhole, kindNumber, n)
 		}
+	default: // true, false and null identify nothing; what is inside others is a leaf itself
 	}
 }
 

@@ -262,6 +262,7 @@ func (w *Flow) harvest(root vault.Value) map[key]bool {
 				walk(c, path+"/*")
 			}
 			return
+		default:
 		}
 		if inner, ok := nested(v); ok {
 			walk(inner, path)
