@@ -117,6 +117,7 @@ func (g *Guard) scanValues(f *vault.Facts, v vault.Value, path string, known *se
 	case vault.String:
 		s, _ := v.Str()
 		return judge(s, path, !isContent(f.Tool, path), known)
+	default: // a number, true, false or null hides nothing
 	}
 	return vault.Allowed()
 }
@@ -214,8 +215,11 @@ func (n found) String() string {
 		count int
 		what  string
 	}{
-		{n.tags, "tag characters"}, {n.direction, "direction controls"}, {n.zeroWidth, "zero-width characters"},
-		{n.selectors, "variation selectors"}, {n.secrets, "known secrets"},
+		{n.tags, "tag characters"},
+		{n.direction, "direction controls"},
+		{n.zeroWidth, "zero-width characters"},
+		{n.selectors, "variation selectors"},
+		{n.secrets, "known secrets"},
 	} {
 		if p.count > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.count, p.what))

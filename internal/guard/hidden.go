@@ -108,6 +108,7 @@ func reveal(s string) (string, found) {
 				}
 			}
 			i = end
+		case visible:
 		}
 	}
 	if loose > looseZeroWidth {
