@@ -75,9 +75,14 @@ func body(t *testing.T, res *http.Response) string {
 }
 
 var routes = []struct{ method, path string }{
-	{"GET", "/console/"}, {"GET", "/console/style.css"}, {"POST", "/console/close"},
-	{"GET", "/console/none"}, {"PUT", "/console/none"}, {"DELETE", "/console/close"},
-	{"GET", "/console/open"}, {"GET", "/console/open?token=x"},
+	{"GET", "/console/"},
+	{"GET", "/console/style.css"},
+	{"POST", "/console/close"},
+	{"GET", "/console/none"},
+	{"PUT", "/console/none"},
+	{"DELETE", "/console/close"},
+	{"GET", "/console/open"},
+	{"GET", "/console/open?token=x"},
 }
 
 // No route does anything without a session, and none does anything for a page of
