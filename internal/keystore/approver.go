@@ -109,7 +109,7 @@ func (a Approvers) create(name string, pass Passphrase) (ap Approver, err error)
 	if err != nil {
 		return ap, err
 	}
-	defer d.close()
+	defer d.close() //nolint:errcheck // a directory that was only read from
 	pub, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return ap, err
@@ -188,7 +188,7 @@ func (a Approvers) open(name string, pass Passphrase) (*ApproverKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer d.close()
+	defer d.close() //nolint:errcheck // a directory that was only read from
 	ap, err := readPublic(d, name)
 	if err != nil {
 		return nil, err
@@ -260,7 +260,7 @@ func (a Approvers) List() ([]Approver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list approvers: %w", err)
 	}
-	defer d.close()
+	defer d.close() //nolint:errcheck // a directory that was only read from
 	names, err := d.names(".pub", 2*maxApproverFiles)
 	if err != nil {
 		return nil, fmt.Errorf("list approvers: %w", err)

@@ -82,7 +82,7 @@ func TestApproverRefuses(t *testing.T) {
 		{"a private half that is not of the public one", func() error {
 			b, _ := os.ReadFile(dir.Dir + "/deputy.key")
 			if err := os.WriteFile(dir.Dir+"/lead.key", b, 0o600); err != nil {
-				return nil
+				return err
 			}
 			_, err := dir.Open("lead", phrase("correct horse"))
 			return err
@@ -90,14 +90,14 @@ func TestApproverRefuses(t *testing.T) {
 		{"a protected key that claims to be unprotected", func() error {
 			b, _ := os.ReadFile(dir.Dir + "/lead.pub")
 			if err := os.WriteFile(dir.Dir+"/lead.pub", []byte(strings.Replace(string(b), " protected", " unprotected", 1)), 0o600); err != nil {
-				return nil
+				return err
 			}
 			_, err := dir.Open("lead", phrase("correct horse"))
 			return err
 		}, keystore.ErrUnsafe},
 		{"a public file under another name", func() error {
 			if err := os.Rename(dir.Dir+"/deputy.pub", dir.Dir+"/chief.pub"); err != nil {
-				return nil
+				return err
 			}
 			_, err := dir.List()
 			return err
