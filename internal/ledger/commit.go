@@ -269,7 +269,7 @@ func (l *Ledger) look(ctx context.Context, b *batch) (happened bool, err error) 
 	h, readErr := l.cfg.Store.Head(context.WithoutCancel(ctx))
 	switch {
 	case readErr != nil:
-		return false, nil
+		return false, nil //nolint:nilerr // the write is tried again and says itself why it fails
 	case h.Epoch != b.before.Epoch:
 		return false, fmt.Errorf("another daemon started epoch %d", h.Epoch)
 	case h.Size == b.after.Size && h.Chain == b.after.Chain:

@@ -48,6 +48,7 @@ func TestStoreFailures(t *testing.T) {
 			r.commit(opened(run))
 			before := r.commit(intent(run, "c-0"))
 			r.fault.set(fault)
+			r.fault.setHead(errDisk) // nor can the store say at first what happened
 			_, err := r.led.Commit(t.Context(), intent(run, "c-1"))
 			if !denied(err) || !errors.Is(err, errDisk) {
 				t.Fatalf("commit on a failing store: %v", err)
@@ -57,6 +58,7 @@ func TestStoreFailures(t *testing.T) {
 				t.Fatalf("an outcome while the store is down: %v", err)
 			}
 			r.fault.set(nil)
+			r.fault.setHead(nil)
 			eventually(t, "takes events again", func() bool { return r.led.Health() == nil })
 			r.commit(intent(run, "c-2"))
 			rep := r.check()
@@ -191,11 +193,15 @@ func TestRecoveredIsWhereTheLastDaemonStopped(t *testing.T) {
 	back := outcomeOf(refunded, intent(run, "c-refunded"), vault.PhaseFailed)
 	back.Refund = true
 	r.commit(back)
-	r.commit(&vault.Event{Class: vault.ClassRevocation, Phase: vault.PhaseNoted, Verdict: vault.Deny,
-		Fields: []vault.Field{{Name: "what", Value: []byte("link:abc")}, {Name: "by", Value: []byte("operator")}}})
+	r.commit(&vault.Event{
+		Class: vault.ClassRevocation, Phase: vault.PhaseNoted, Verdict: vault.Deny,
+		Fields: []vault.Field{{Name: "what", Value: []byte("link:abc")}, {Name: "by", Value: []byte("operator")}},
+	})
 	r.commit(opened("t-over"))
-	r.commit(&vault.Event{Run: "t-over", Call: "c", Class: vault.ClassCall, Phase: vault.PhaseIntent, Verdict: vault.Allow,
-		Debits: []vault.Debit{{Counter: "over/calls", Amount: 1, Limit: 1, Unit: "calls"}}})
+	r.commit(&vault.Event{
+		Run: "t-over", Call: "c", Class: vault.ClassCall, Phase: vault.PhaseIntent, Verdict: vault.Allow,
+		Debits: []vault.Debit{{Counter: "over/calls", Amount: 1, Limit: 1, Unit: "calls"}},
+	})
 	r.commit(closed("t-over"))
 	if err := r.reopen(); err != nil {
 		t.Fatal(err)

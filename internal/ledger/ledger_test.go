@@ -123,8 +123,10 @@ func (r *rig) check() evidence.Report {
 }
 
 func opened(run vault.TaskID) *vault.Event {
-	return &vault.Event{Run: run, Class: vault.ClassTask, Phase: vault.PhaseOpened, Verdict: vault.Allow,
-		Fields: []vault.Field{{Name: "purpose", Value: []byte("sum the invoices")}}}
+	return &vault.Event{
+		Run: run, Class: vault.ClassTask, Phase: vault.PhaseOpened, Verdict: vault.Allow,
+		Fields: []vault.Field{{Name: "purpose", Value: []byte("sum the invoices")}},
+	}
 }
 
 func closed(run vault.TaskID) *vault.Event {
@@ -148,9 +150,11 @@ func intent(run vault.TaskID, call string) *vault.Event {
 }
 
 func outcomeOf(i vault.Receipt, e *vault.Event, p vault.Phase) *vault.Event {
-	return &vault.Event{Run: e.Run, Call: e.Call, Class: vault.ClassCall, Phase: p, Intent: i.Index, HasIntent: true,
+	return &vault.Event{
+		Run: e.Run, Call: e.Call, Class: vault.ClassCall, Phase: p, Intent: i.Index, HasIntent: true,
 		Verdict: vault.Allow, Kind: e.Kind, Target: e.Target, Proof: e.Proof, Grade: e.Grade,
-		Fields: []vault.Field{{Name: "result", Value: []byte(`{"content":[]}`)}}}
+		Fields: []vault.Field{{Name: "result", Value: []byte(`{"content":[]}`)}},
+	}
 }
 
 // faulty is a store that fails on demand.
