@@ -165,7 +165,7 @@ func (s *upstream) listen(ctx context.Context, inst Instance, params []byte, rea
 		if ctx.Err() != nil {
 			return
 		}
-		s.u.cfg.Log.Debug("mcp upstream listening stream ended", "server", s.srv.Name, "cause", err)
+		s.u.cfg.Log.DebugContext(ctx, "mcp upstream listening stream ended", "server", s.srv.Name, "cause", err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

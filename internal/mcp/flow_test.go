@@ -48,8 +48,10 @@ func call(t *testing.T, f *Front, caller, arguments, more string) (int, string) 
 		t.Fatal(err)
 	}
 	r.Host = "127.0.0.1"
-	r.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"*/*"}, "Authorization": {caller},
-		headerVersion: {Version20260728}, headerMethod: {methodToolsCall}, headerName: {"x"}}
+	r.Header = http.Header{
+		"Content-Type": {"application/json"}, "Accept": {"*/*"}, "Authorization": {caller},
+		headerVersion: {Version20260728}, headerMethod: {methodToolsCall}, headerName: {"x"},
+	}
 	w := &httpAnswer{h: make(http.Header)}
 	f.ServeHTTP(w, r)
 	return w.status, w.body.String()

@@ -108,7 +108,7 @@ func NewFront(cfg FrontConfig) (*Front, error) {
 		cfg.Now = time.Now
 	}
 	f := &Front{cfg: cfg}
-	f.ctx, f.stop = context.WithCancel(context.Background())
+	f.ctx, f.stop = context.WithCancel(context.Background()) //nolint:forbidigo // the life of the front, which Close ends
 	f.sessions = newSessionTable(&f.cfg)
 	f.parked = newParkingLot(&f.cfg)
 	f.listeners = newListenerTable()
@@ -150,7 +150,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		d := vault.DenialOf(err)
-		f.cfg.Log.Info("mcp request not authenticated", "code", d.Reason.Code, "cause", d.Err)
+		f.cfg.Log.InfoContext(r.Context(), "mcp request not authenticated", "code", d.Reason.Code, "cause", d.Err)
 		w.Header().Set("Www-Authenticate", "Bearer")
 		writeJSON(w, http.StatusUnauthorized, appendErrorObject(nil, nil, denialObject(d)))
 		return
@@ -205,7 +205,7 @@ func (f *Front) post(w http.ResponseWriter, r *http.Request, caller Caller) {
 
 // reject answers with a JSON-RPC error for a request that is not as it should be.
 func (f *Front) reject(w http.ResponseWriter, r *http.Request, c *Caller, status int, id json.RawMessage, code int, text string, data ...[]byte) {
-	f.cfg.Log.Debug("mcp request rejected", "status", status, "text", text)
+	f.cfg.Log.DebugContext(r.Context(), "mcp request rejected", "status", status, "text", text)
 	if f.cfg.Refused != nil {
 		f.cfg.Refused(r.Context(), &c.Credential, vault.NewDenial(vault.CodeRequestMalformed, "", errors.New(text)))
 	}
@@ -278,7 +278,7 @@ func writeJSON(w http.ResponseWriter, status int, body []byte) {
 	h["Cache-Control"] = noStore
 	h["Content-Length"] = []string{itoa(len(body))}
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // a client that is gone needs no answer
+	_, _ = w.Write(body) //nolint:gosec // JSON by its type; a client that is gone needs no answer
 }
 
 // Header values that every answer shares; net/http does not change them.

@@ -106,8 +106,9 @@ func (b *binding) value(args vault.Value) (s string, ok, bad bool) {
 	case vault.Number:
 		_, isInt := v.Int()
 		return v.Raw(), true, !isInt
+	default:
+		return "", false, true
 	}
-	return "", false, true
 }
 
 // checkParamHeaders holds the Mcp-Param headers of a request against its arguments.

@@ -133,7 +133,7 @@ func failed(code vault.Code, cause error) *vault.Denial {
 
 func (e *httpEndpoint) newPeer(version string, opts peerOptions) *httpPeer {
 	p := &httpPeer{endpoint: e, opts: opts, version: version}
-	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.ctx, p.stop = context.WithCancel(context.Background()) //nolint:forbidigo // the life of the connection, which close ends
 	return p
 }
 
@@ -204,7 +204,7 @@ func (p *httpPeer) close() error {
 	if p.session == "" || p.lost.Load() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) //nolint:forbidigo // the session is ended whoever hung up
 	defer cancel()
 	resp, err := p.do(ctx, http.MethodDelete, nil, nil)
 	if err != nil {
@@ -360,7 +360,7 @@ func (p *httpPeer) tellCancelled(ctx context.Context, method, id string) {
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := p.notify(late, noteCancelled, []byte(`{"requestId":`+id+`}`)); err != nil {
-		p.opts.log.Debug("mcp upstream not told of a cancellation", "cause", err)
+		p.opts.log.DebugContext(ctx, "mcp upstream not told of a cancellation", "cause", err)
 	}
 }
 

@@ -244,9 +244,7 @@ func (s *parkedStream) Notify(ctx context.Context, method string, params json.Ra
 	if out == nil {
 		return nil
 	}
-	if err := out.Notify(ctx, method, params); err != nil {
-		return nil // the request was answered in between
-	}
+	_ = out.Notify(ctx, method, params) // it fails when the request was answered in between
 	return nil
 }
 

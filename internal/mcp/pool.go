@@ -46,7 +46,7 @@ type slot struct {
 
 func newUpstream(u *Upstreams, s Server) *upstream {
 	up := &upstream{u: u, srv: s, peers: make(map[peerKey]*slot), watching: make(map[string]func())}
-	up.ctx, up.stop = context.WithCancel(context.Background())
+	up.ctx, up.stop = context.WithCancel(context.Background()) //nolint:forbidigo // the life of the server here, which close ends
 	return up
 }
 

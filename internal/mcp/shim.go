@@ -321,13 +321,13 @@ func (s *shim) oneWay(ctx context.Context, m message, line []byte) {
 	defer cancel()
 	resp, err := s.post(ctx, m, line)
 	if err != nil {
-		s.cfg.Log.Warn("a message of the client did not reach the daemon", "method", m.method, "cause", err)
+		s.cfg.Log.WarnContext(ctx, "a message of the client did not reach the daemon", "method", m.method, "cause", err)
 		return
 	}
 	defer resp.Body.Close()
 	_, _ = readAll(resp.Body, maxErrorBody) // so that the connection can be used again
 	if resp.StatusCode >= 400 {
-		s.cfg.Log.Warn("the daemon refused a message of the client", "method", m.method, "status", resp.StatusCode)
+		s.cfg.Log.WarnContext(ctx, "the daemon refused a message of the client", "method", m.method, "status", resp.StatusCode)
 		return
 	}
 	if m.method == noteInitialized {

@@ -109,7 +109,7 @@ func (s *shim) listen(ctx context.Context) {
 			if !again || ctx.Err() != nil {
 				return
 			}
-			s.cfg.Log.Debug("the stream of the daemon ended, opening it again", "cause", err, "pause", pause)
+			s.cfg.Log.DebugContext(ctx, "the stream of the daemon ended, opening it again", "cause", err, "pause", pause)
 			t := time.NewTimer(pause)
 			select {
 			case <-t.C:
@@ -176,7 +176,7 @@ func (s *shim) endSession(ctx context.Context) {
 	req.Header.Set(headerVersion, version)
 	resp, err := s.cfg.Client.Do(req)
 	if err != nil {
-		s.cfg.Log.Debug("the session was not ended", "cause", err)
+		s.cfg.Log.DebugContext(ctx, "the session was not ended", "cause", err)
 		return
 	}
 	resp.Body.Close()

@@ -238,7 +238,7 @@ func (p *stdioPeer) connect(ctx context.Context, want string) (*stdioConn, error
 	}
 	again, err := c.handshake(ctx, want)
 	if again {
-		p.opts.log.Info("stdio server ended on server/discover, starting it for initialize", "server", p.inst.Server)
+		p.opts.log.InfoContext(ctx, "stdio server ended on server/discover, starting it for initialize", "server", p.inst.Server)
 		c.close()
 		if c, err = p.spawn(ctx); err != nil {
 			return nil, err
@@ -254,7 +254,7 @@ func (p *stdioPeer) connect(ctx context.Context, want string) (*stdioConn, error
 		}
 		d := notSent(code, fmt.Errorf("start stdio server: %w%s", err, c.stderr.tail()))
 		d.Retry = vault.RetryAfter
-		p.opts.log.Warn("stdio server did not start", "server", p.inst.Server, "cause", d.Err)
+		p.opts.log.WarnContext(ctx, "stdio server did not start", "server", p.inst.Server, "cause", d.Err)
 		return nil, d
 	}
 	return c, nil

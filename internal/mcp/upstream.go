@@ -482,6 +482,7 @@ func outgoing(c *vault.Call) (method string, params []byte, meta requestMeta, er
 			method = methodResourcesRead
 		case vault.KindPrompt:
 			method = methodPromptsGet
+		default: // no method of MCP; refused below
 		}
 	}
 	meta.name = c.Target.Name
