@@ -58,14 +58,14 @@ func guestMain(what string, args []string) int {
 		}
 		return say(unix.Kill(pid, unix.SIGKILL))
 	case "setuid":
-		return say(trySyscall(unix.SYS_SETUID, 0, 0, 0))
+		return say(trySyscall(unix.SYS_SETUID, 0, 0))
 	case "newuserns":
 		// CLONE_NEWUSER by way of clone, which is allowed without such flags.
-		return say(trySyscall(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD), 0, 0))
+		return say(trySyscall(unix.SYS_CLONE, unix.CLONE_NEWUSER|uintptr(unix.SIGCHLD), 0))
 	case "tiocsti":
-		return say(trySyscall(unix.SYS_IOCTL, 0, unix.TIOCSTI, 0))
+		return say(trySyscall(unix.SYS_IOCTL, 0, unix.TIOCSTI))
 	case "prctl":
-		return say(trySyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0))
+		return say(trySyscall(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0))
 	case "rlimit":
 		return say(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 16, Max: 1 << 16}))
 	case "tcp":
@@ -132,7 +132,7 @@ func guestMain(what string, args []string) int {
 		time.Sleep(time.Hour)
 	case "spin":
 		fmt.Println("up")
-		for {
+		for { //nolint:staticcheck // spinning is its task
 		}
 	case "flood":
 		b := bytes.Repeat([]byte("x"), 1<<16)

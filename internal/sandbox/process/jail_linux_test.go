@@ -41,7 +41,7 @@ func jail(t testing.TB) *Runner {
 	}
 	if r.Grade() < vault.GradeB {
 		rep := r.Report()
-		need(t, "jail", fmt.Sprint(rep.Demand(vault.GradeB).(*vault.Denial).Err))
+		need(t, "jail", fmt.Sprint(vault.DenialOf(rep.Demand(vault.GradeB)).Err))
 	}
 	return r
 }

@@ -40,11 +40,14 @@ const Backend = "process"
 // ErrUnsupported says that this system has no process jail at all.
 var ErrUnsupported = errors.New("process jails need Linux")
 
-// The nouns of a guest are those of package sandbox.
 type (
-	Spec   = sandbox.Spec
-	Mount  = sandbox.Mount
+	// Spec is what runs and what it may reach, see [sandbox.Spec].
+	Spec = sandbox.Spec
+	// Mount is a directory of the host in the guest, see [sandbox.Mount].
+	Mount = sandbox.Mount
+	// Limits bound what a guest may use, see [sandbox.Limits].
 	Limits = sandbox.Limits
+	// Report says what this host enforces, see [sandbox.Report].
 	Report = sandbox.Report
 )
 

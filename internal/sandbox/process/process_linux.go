@@ -177,7 +177,7 @@ func (p *Process) serveProxy(ctx context.Context, l net.Listener, serve func(con
 		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() == nil {
-				p.log.Error("accept from guest", "err", err)
+				p.log.ErrorContext(ctx, "accept from guest", "err", err)
 			}
 			return
 		}

@@ -79,7 +79,7 @@ func ConnectProxy(allow func(host string, port int) bool, dial DialFunc) func(co
 
 // readConnect reads the request head. A status other than 0 refuses it.
 func readConnect(br *bufio.Reader) (host string, port, status int) {
-	head := bufio.NewReader(io.LimitReader(br, 0))
+	var head *bufio.Reader
 	// Find the end of the head in the buffer, so that no byte behind it is lost
 	// and none beyond the bound is read.
 	for n := 1; ; n = br.Buffered() + 1 {
