@@ -45,8 +45,10 @@ func TestSQLite(t *testing.T) {
 func suite(t *testing.T, open func(t *testing.T) func(vault.Tenant) *Tenant) {
 	entries := func(from, n uint64) (list []evidence.Entry) {
 		for i := from; i < from+n; i++ {
-			list = append(list, evidence.Entry{Index: i, Micro: int64(i), Run: vault.TaskID(fmt.Sprintf("t-%d", i%3)), Class: vault.ClassCall,
-				Leaf: []byte(fmt.Sprintf("leaf %d", i)), Hash: vault.Digest{byte(i), 1}, Chain: vault.Digest{byte(i), 2}})
+			list = append(list, evidence.Entry{
+				Index: i, Micro: int64(i), Run: vault.TaskID(fmt.Sprintf("t-%d", i%3)), Class: vault.ClassCall,
+				Leaf: []byte(fmt.Sprintf("leaf %d", i)), Hash: vault.Digest{byte(i), 1}, Chain: vault.Digest{byte(i), 2},
+			})
 		}
 		return list
 	}
