@@ -87,6 +87,7 @@ func (e *examiner) value(where string, v vault.Value) {
 			e.text(where, key)
 			e.value(where+"/"+vault.PointerToken(key), child)
 		}
+	default: // a number, true, false or null has no text
 	}
 }
 

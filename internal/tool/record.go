@@ -228,6 +228,7 @@ func (s *server) tool(k vault.Kind, name string) vault.Tool {
 		if k == vault.KindResource {
 			t.Roles = map[string]vault.Role{"/uri": vault.RoleSelector}
 		}
+	default: // a server offers no other kind; what is not said counts as the worst
 	}
 	return t
 }

@@ -10,9 +10,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/pilox/vault"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+
+	"github.com/pilox/vault"
 )
 
 // Limits on a schema and on what checking one value with it may cost. A schema
@@ -418,8 +419,9 @@ func toAny(v vault.Value, count *int) any {
 			out[key] = toAny(child, count)
 		}
 		return out
+	default:
+		return nil
 	}
-	return nil
 }
 
 // notes reports what the schema does not enforce.

@@ -148,7 +148,7 @@ func parseNpx(argv []string) (Command, error) {
 			if i++; i == len(argv) || pkg != "" {
 				return Command{}, errors.New("command npx: want one package")
 			}
-			pkg = argv[i]
+			pkg = argv[i] //nolint:gosec // the line above looked whether there is one
 		case strings.HasPrefix(a, "--package=") && pkg == "":
 			pkg = strings.TrimPrefix(a, "--package=")
 		default:

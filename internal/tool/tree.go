@@ -259,16 +259,20 @@ func seal(root *os.Root, files []treeFile) error {
 // RemoveTree deletes an installed tree, read-only or not. A missing tree is no
 // error.
 func RemoveTree(dir string) error {
-	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return os.Chmod(p, 0o755)
-		}
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove tree: %w", err)
+	}
+	err = fs.WalkDir(root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			err = root.Chmod(p, 0o755)
+		}
+		return err
 	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := errors.Join(err, root.Close()); err != nil {
 		return fmt.Errorf("remove tree: %w", err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
