@@ -167,10 +167,10 @@ func (d *Daemon) recordStart(ctx context.Context) error {
 // background starts what runs on timers.
 func (d *Daemon) background() {
 	d.keep()
-	d.every(time.Minute, "sum of refusals", d.gateway.FlushStrangers)
-	d.every(time.Minute, "expiry of tasks", d.expireTasks)
-	d.every(time.Minute, "expiry of sessions", func(context.Context) error { d.front.Expire(); return nil })
-	d.every(time.Minute, "listing of servers", func(ctx context.Context) error {
+	d.everyMinute("sum of refusals", d.gateway.FlushStrangers)
+	d.everyMinute("expiry of tasks", d.expireTasks)
+	d.everyMinute("expiry of sessions", func(context.Context) error { d.front.Expire(); return nil })
+	d.everyMinute("listing of servers", func(ctx context.Context) error {
 		for _, s := range d.catalogue.Servers() {
 			// A stopped stdio server is not started just to ask it: it is listed
 			// again when it starts, and its code cannot change.
@@ -184,10 +184,10 @@ func (d *Daemon) background() {
 	})
 }
 
-// every runs f again and again until the daemon closes.
-func (d *Daemon) every(interval time.Duration, what string, f func(context.Context) error) {
+// everyMinute runs f once a minute until the daemon closes.
+func (d *Daemon) everyMinute(what string, f func(context.Context) error) {
 	d.work.Go(func() {
-		t := time.NewTicker(interval)
+		t := time.NewTicker(time.Minute)
 		defer t.Stop()
 		for {
 			select {

@@ -64,7 +64,7 @@ func (b backend) Run(ctx context.Context, peer admin.Peer, r admin.RunRequest, o
 	if err != nil {
 		return errors.Join(err, d.recordRun(ctx, &grant, r, vault.PhaseClosed, ch.id+": did not start"))
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }() // by then it has ended or must
 	defer cancelWith(d.verifier.Revoked(&grant), p)()
 	_ = p.Stdin.Close() // a program under pvault run has no terminal
 	var pipes sync.WaitGroup

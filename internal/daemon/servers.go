@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -445,7 +446,7 @@ func (i installer) Run(ctx context.Context, spec tool.InstallSpec) error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }() // by then it has ended or must
 	done := make(chan error, 2)
 	for _, r := range []io.Reader{p.Stdout, p.Stderr} {
 		go func() {
@@ -481,13 +482,17 @@ func give(dirs []string, uid int) error {
 		return nil
 	}
 	for _, dir := range dirs {
-		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return err
+		}
+		err = fs.WalkDir(root.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}
-			return os.Lchown(path, uid, uid)
+			return root.Lchown(path, uid, uid)
 		})
-		if err != nil {
+		if err := errors.Join(err, root.Close()); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -10,8 +11,6 @@ import (
 	"regexp"
 	"strings"
 	"time"
-
-	"crypto/ed25519"
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/capability"
