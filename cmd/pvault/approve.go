@@ -14,15 +14,18 @@ import (
 )
 
 func (a *app) approve() *cobra.Command {
-	c := &cobra.Command{Use: "approve", Short: "Answer the calls that wait for a person", Args: cobra.NoArgs,
+	c := &cobra.Command{
+		Use: "approve", Short: "Answer the calls that wait for a person", Args: cobra.NoArgs,
 		Long: "Answer the calls that wait for a person. What you see is rendered here from the same bytes that are signed,\nhashed and executed.",
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	c.AddCommand(a.approveList(), a.approveShow(), a.decide("allow", true), a.decide("deny", false))
 	return c
 }
 
 func (a *app) approveList() *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List the open questions", Args: cobra.NoArgs,
+	return &cobra.Command{
+		Use: "ls", Short: "List the open questions", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := a.client()
 			if err != nil {
@@ -41,7 +44,8 @@ func (a *app) approveList() *cobra.Command {
 				}
 				_ = t.Flush()
 			})
-		}}
+		},
+	}
 }
 
 // question fetches one question and renders it from its signed bytes, so that the
@@ -65,7 +69,8 @@ func (a *app) question(cmd *cobra.Command, client *admin.Client, id string) (adm
 }
 
 func (a *app) approveShow() *cobra.Command {
-	return &cobra.Command{Use: "show ID", Short: "Show exactly what would run", Args: cobra.ExactArgs(1),
+	return &cobra.Command{
+		Use: "show ID", Short: "Show exactly what would run", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := a.client()
 			if err != nil {
@@ -77,7 +82,8 @@ func (a *app) approveShow() *cobra.Command {
 				return err
 			}
 			return a.print(q, func(w io.Writer) { fmt.Fprintln(w, q.Text) })
-		}}
+		},
+	}
 }
 
 func (a *app) decide(word string, allow bool) *cobra.Command {

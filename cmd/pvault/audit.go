@@ -16,8 +16,10 @@ import (
 )
 
 func (a *app) audit() *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	c := &cobra.Command{
+		Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditVerify(), a.auditKey())
 	return c
 }
@@ -91,7 +93,8 @@ func visible(s string) string {
 
 func (a *app) auditProve() *cobra.Command {
 	var out string
-	c := &cobra.Command{Use: "prove INDEX", Short: "Print the proof that one event is in the ledger (C2SP tlog-proof)", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{
+		Use: "prove INDEX", Short: "Print the proof that one event is in the ledger (C2SP tlog-proof)", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			index, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil {
@@ -107,11 +110,12 @@ func (a *app) auditProve() *cobra.Command {
 				return err
 			}
 			if out != "" {
-				return os.WriteFile(out, proof, 0o644) //nolint:gosec // a proof is public
+				return os.WriteFile(out, proof, 0o644) // a proof is public
 			}
 			_, err = a.out.Write(proof)
 			return err
-		}}
+		},
+	}
 	c.Flags().StringVarP(&out, "output", "o", "", "file to write")
 	return c
 }

@@ -21,8 +21,10 @@ import (
 )
 
 func (a *app) capability() *cobra.Command {
-	c := &cobra.Command{Use: "cap", Short: "Mint, attenuate, inspect, verify and revoke capabilities", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	c := &cobra.Command{
+		Use: "cap", Short: "Mint, attenuate, inspect, verify and revoke capabilities", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList())
 	return c
 }
@@ -103,7 +105,8 @@ func binding(bind, keyOut string) (string, error) {
 }
 
 func (a *app) capInspect() *cobra.Command {
-	return &cobra.Command{Use: "inspect TOKEN", Short: "Show what a capability says, link by link, without verifying it", Args: cobra.ExactArgs(1),
+	return &cobra.Command{
+		Use: "inspect TOKEN", Short: "Show what a capability says, link by link, without verifying it", Args: cobra.ExactArgs(1),
 		Long: "Show what a capability says, link by link. Nothing is verified. TOKEN can be - for standard input.",
 		RunE: func(_ *cobra.Command, args []string) error {
 			chain, err := a.chain(args[0])
@@ -111,7 +114,8 @@ func (a *app) capInspect() *cobra.Command {
 				return err
 			}
 			return a.showView(capability.Inspect(chain))
-		}}
+		},
+	}
 }
 
 // chain parses a token from an argument or, for "-", from standard input.
@@ -162,7 +166,8 @@ func (a *app) capRevoke() *cobra.Command {
 }
 
 func (a *app) capList() *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List the task instances", Args: cobra.NoArgs,
+	return &cobra.Command{
+		Use: "ls", Short: "List the task instances", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := a.client()
 			if err != nil {
@@ -181,7 +186,8 @@ func (a *app) capList() *cobra.Command {
 				}
 				_ = t.Flush()
 			})
-		}}
+		},
+	}
 }
 
 // showView prints what a chain says. It is JSON either way: links are trees.
@@ -333,7 +339,8 @@ func (a *app) holderKey(path string) (ed25519.PrivateKey, error) {
 }
 
 func (a *app) capClose() *cobra.Command {
-	return &cobra.Command{Use: "close TASK", Short: "End a task: its capability is void and its record complete", Args: cobra.ExactArgs(1),
+	return &cobra.Command{
+		Use: "close TASK", Short: "End a task: its capability is void and its record complete", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := a.client()
 			if err != nil {
@@ -341,5 +348,6 @@ func (a *app) capClose() *cobra.Command {
 			}
 			defer client.Close()
 			return client.CloseTask(cmd.Context(), vault.TaskID(args[0]))
-		}}
+		},
+	}
 }

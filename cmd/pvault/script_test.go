@@ -90,7 +90,7 @@ func condition(name string) (bool, error) {
 	if strings.Contains(os.Getenv("PVAULT_REQUIRE"), "sandbox") {
 		return true, nil
 	}
-	raw, err := daemon.Doctor(context.Background()) //nolint:forbidigo // testscript hands a condition no context
+	raw, err := daemon.Doctor(context.Background()) // testscript hands a condition no context
 	return err == nil && strings.Contains(string(raw), `"grade":"B"`), nil
 }
 

@@ -13,8 +13,10 @@ import (
 )
 
 func (a *app) server() *cobra.Command {
-	c := &cobra.Command{Use: "server", Short: "Register, review and remove the servers behind the gateway", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	c := &cobra.Command{
+		Use: "server", Short: "Register, review and remove the servers behind the gateway", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	c.AddCommand(a.serverAdd(), a.serverList(), a.serverShow(), a.serverReview(), a.serverRemove())
 	return c
 }
@@ -82,7 +84,8 @@ or network, and sees only the files that --read and --write grant.`,
 }
 
 func (a *app) serverList() *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List the registered servers", Args: cobra.NoArgs,
+	return &cobra.Command{
+		Use: "ls", Short: "List the registered servers", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := a.servers(cmd)
 			if err != nil {
@@ -96,7 +99,8 @@ func (a *app) serverList() *cobra.Command {
 				}
 				_ = t.Flush()
 			})
-		}}
+		},
+	}
 }
 
 func (a *app) servers(cmd *cobra.Command) ([]admin.Server, error) {
@@ -109,7 +113,8 @@ func (a *app) servers(cmd *cobra.Command) ([]admin.Server, error) {
 }
 
 func (a *app) serverShow() *cobra.Command {
-	return &cobra.Command{Use: "show NAME", Short: "Show one server: pins, quarantine, findings", Args: cobra.ExactArgs(1),
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show one server: pins, quarantine, findings", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := a.servers(cmd)
 			if err != nil {
@@ -121,7 +126,8 @@ func (a *app) serverShow() *cobra.Command {
 				}
 			}
 			return fmt.Errorf("no server %q is registered; pvault server ls lists them", args[0])
-		}}
+		},
+	}
 }
 
 func showServer(w io.Writer, s admin.Server) {
@@ -141,7 +147,8 @@ func showServer(w io.Writer, s admin.Server) {
 func (a *app) serverReview() *cobra.Command {
 	var approver string
 	var accept bool
-	c := &cobra.Command{Use: "review NAME", Short: "Look at what changed in a server, and accept it", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{
+		Use: "review NAME", Short: "Look at what changed in a server, and accept it", Args: cobra.ExactArgs(1),
 		Long: "Ask the server for its tools again and show what differs from the pinned definitions.\nWith --accept the new definitions are pinned.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, conf, err := a.client()
@@ -164,7 +171,8 @@ func (a *app) serverReview() *cobra.Command {
 				return err
 			}
 			return a.print(s, func(w io.Writer) { showServer(w, s) })
-		}}
+		},
+	}
 	c.Flags().BoolVar(&accept, "accept", false, "pin the definitions as they are now")
 	c.Flags().StringVar(&approver, "approver", "default", "approver key to sign with")
 	return c
@@ -172,7 +180,8 @@ func (a *app) serverReview() *cobra.Command {
 
 func (a *app) serverRemove() *cobra.Command {
 	var approver string
-	c := &cobra.Command{Use: "rm NAME", Short: "Unregister a server", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{
+		Use: "rm NAME", Short: "Unregister a server", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, conf, err := a.client()
 			if err != nil {
@@ -185,7 +194,8 @@ func (a *app) serverRemove() *cobra.Command {
 			}
 			defer key.Close()
 			return client.RemoveServer(cmd.Context(), args[0], approver, key)
-		}}
+		},
+	}
 	c.Flags().StringVar(&approver, "approver", "default", "approver key to sign with")
 	return c
 }

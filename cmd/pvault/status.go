@@ -26,10 +26,16 @@ func (a *app) status() *cobra.Command {
 			return a.print(s, func(w io.Writer) {
 				fmt.Fprintf(w, "pvault %s, process %d, since %s\n", s.Version, s.PID, s.Started.Format("2006-01-02 15:04:05"))
 				for _, line := range [][2]string{
-					{"data", s.Data}, {"http", s.HTTP}, {"grade", s.Grade}, {"tenant", s.Tenant}, {"cluster", s.Cluster},
+					{"data", s.Data},
+					{"http", s.HTTP},
+					{"grade", s.Grade},
+					{"tenant", s.Tenant},
+					{"cluster", s.Cluster},
 					{"ledger", fmt.Sprintf("%d events", s.Ledger)},
 					{"questions", fmt.Sprintf("%d open, %d approvers", s.OpenAsks, s.Approvers)},
-					{"ledger key", s.LedgerKey}, {"issuer key", s.IssuerKey}, {"session key", s.SessionKey},
+					{"ledger key", s.LedgerKey},
+					{"issuer key", s.IssuerKey},
+					{"session key", s.SessionKey},
 					{"question key", "ed25519:" + base64.RawURLEncoding.EncodeToString(s.ApprovalKey)},
 				} {
 					fmt.Fprintf(w, "  %-13s %s\n", line[0], line[1])

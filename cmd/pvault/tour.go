@@ -567,8 +567,8 @@ func (t *tour) filesystem() (*story, error) {
 	}
 	inside, secret := filepath.Join(invoices, "november.txt"), filepath.Join(payroll, "salaries.txt")
 	if err := errors.Join(
-		os.WriteFile(inside, []byte(injection), 0o644),        //nolint:gosec // it is granted to the server
-		os.WriteFile(secret, []byte("the salaries\n"), 0o644), //nolint:gosec // nobody grants it; the sandbox must hold
+		os.WriteFile(inside, []byte(injection), 0o644),        // it is granted to the server
+		os.WriteFile(secret, []byte("the salaries\n"), 0o644), // nobody grants it; the sandbox must hold
 	); err != nil {
 		return nil, err
 	}
@@ -591,7 +591,7 @@ func (t *tour) filesystem() (*story, error) {
 func (t *tour) everything(ctx context.Context) (*story, error) {
 	const pkg = "github.com/modelcontextprotocol/go-sdk/examples/server/everything"
 	tree, payroll := filepath.Join(t.dir, "everything"), filepath.Join(t.dir, "salaries.txt")
-	if err := errors.Join(os.Mkdir(tree, 0o755), os.WriteFile(payroll, []byte("the salaries\n"), 0o600)); err != nil { //nolint:gosec // the tree is copied and pinned
+	if err := errors.Join(os.Mkdir(tree, 0o755), os.WriteFile(payroll, []byte("the salaries\n"), 0o600)); err != nil { // the tree is copied and pinned
 		return nil, err
 	}
 	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(tree, "everything"), pkg)
@@ -613,4 +613,3 @@ func (t *tour) everything(ctx context.Context) (*story, error) {
 		write: "log", change: map[string]any{},
 	}, nil
 }
-

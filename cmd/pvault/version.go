@@ -10,8 +10,10 @@ import (
 )
 
 func (a *app) version() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return a.print(map[string]string{"version": daemon.Version}, func(w io.Writer) { fmt.Fprintln(w, "pvault "+daemon.Version) })
-		}}
+		},
+	}
 }
