@@ -32,8 +32,10 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 			id, ok := resolve(r.Server)
 			if !ok || id.IsZero() {
 				if len(problems) < maxErrors {
-					problems = append(problems, &Error{Line: r.at.line, Column: r.at.column, Path: r.at.path,
-						Problem: fmt.Sprintf("no server %q is registered", r.Server), Hint: "register it with pvault server add"})
+					problems = append(problems, &Error{
+						Line: r.at.line, Column: r.at.column, Path: r.at.path,
+						Problem: fmt.Sprintf("no server %q is registered", r.Server), Hint: "register it with pvault server add",
+					})
 				}
 				continue
 			}
@@ -43,8 +45,10 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 			}
 			target := vault.Target{Server: id, Name: r.Name}
 			if _, twice := grants[part.kind][target]; twice {
-				problems = append(problems, &Error{Line: r.at.line, Column: r.at.column, Path: r.at.path,
-					Problem: "another rule grants the same target under another name of the server", Hint: "keep one of them"})
+				problems = append(problems, &Error{
+					Line: r.at.line, Column: r.at.column, Path: r.at.path,
+					Problem: "another rule grants the same target under another name of the server", Hint: "keep one of them",
+				})
 				continue
 			}
 			grants[part.kind][target] = r.Rule
@@ -59,8 +63,10 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 		budgets.BytesOut = capability.Limit(f.Budgets.BytesOut)
 	}
 	for _, s := range f.Budgets.Sums {
-		budgets.Sums = append(budgets.Sums, capability.Sum{Kind: vault.KindTool, Server: ids[s.Server], Name: s.Tool,
-			Arg: s.Arg, UnitArg: s.UnitArg, Unit: s.Unit, Limit: s.Limit})
+		budgets.Sums = append(budgets.Sums, capability.Sum{
+			Kind: vault.KindTool, Server: ids[s.Server], Name: s.Tool,
+			Arg: s.Arg, UnitArg: s.UnitArg, Unit: s.Unit, Limit: s.Limit,
+		})
 	}
 	depth := f.Delegate.Depth
 	return capability.Link{

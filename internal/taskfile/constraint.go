@@ -17,8 +17,10 @@ import (
 
 // The words of constraints, and of the mapping that url takes.
 var (
-	constraintKeys = []string{"exact", "one_of", "integer", "decimal", "prefix", "subpath", "glob", "regex",
-		"email_domain", "url", "host_suffix", "max_length", "each", "object", "optional"}
+	constraintKeys = []string{
+		"exact", "one_of", "integer", "decimal", "prefix", "subpath", "glob", "regex",
+		"email_domain", "url", "host_suffix", "max_length", "each", "object", "optional",
+	}
 	urlKeys = []string{"schemes", "hosts", "ports", "path"}
 )
 
@@ -49,7 +51,7 @@ func (d *decoder) args(n *yaml.Node, at string, nesting int) capability.Args {
 	}
 	for _, e := range entries {
 		if e.key == "" || e.key == "/" || len(e.key) > maxTarget || strings.ContainsFunc(e.key, hidden) || !validPointer(e.key) {
-			d.fail(e.keyNode, at, "%q is no name of an argument", e.key).Hint = "a nested one is a JSON Pointer: /filter/path"
+			d.failHint(e.keyNode, at, "a nested one is a JSON Pointer: /filter/path", "%q is no name of an argument", e.key)
 			continue
 		}
 		p := argPointer(e.key)
@@ -61,7 +63,7 @@ func (d *decoder) args(n *yaml.Node, at string, nesting int) capability.Args {
 		// second rule about it would contradict or repeat it.
 		for _, other := range slices.Sorted(maps.Keys(out)) {
 			if strings.HasPrefix(p, other+"/") || strings.HasPrefix(other, p+"/") {
-				d.fail(e.keyNode, at, "%s and %s are one inside the other", p, other).Hint = "use object for the outer one"
+				d.failHint(e.keyNode, at, "use object for the outer one", "%s and %s are one inside the other", p, other)
 			}
 		}
 		out[p] = d.arg(e.v, at+"."+e.key, nesting)
@@ -183,7 +185,7 @@ func (d *decoder) scalar(n *yaml.Node, at string) (s capability.Scalar, ok bool)
 		case "!!bool":
 			return capability.Bool(d.boolean(n, at)), true
 		case "!!float":
-			d.fail(n, at, "a fraction is not compared for equality").Hint = "use decimal: [low, high], or quotes if it is text"
+			d.failHint(n, at, "use decimal: [low, high], or quotes if it is text", "a fraction is not compared for equality")
 			return s, false
 		case "!!str":
 			if n.Value == "" { // an argument may be exactly the empty string
@@ -269,7 +271,7 @@ func (d *decoder) url(n *yaml.Node, at string) *capability.URL {
 		u.Hosts = d.texts(v, at+".hosts", 254, func(s string) error { return hostName(strings.TrimPrefix(s, ".")) })
 		slices.Sort(u.Hosts)
 	} else if n.Kind == yaml.MappingNode {
-		d.fail(n, at, "hosts is missing").Hint = "name the hosts; .example.com is every host below it"
+		d.failHint(n, at, "name the hosts; .example.com is every host below it", "hosts is missing")
 	}
 	if v := m["ports"]; v != nil {
 		for _, c := range d.list(v, at+".ports") {

@@ -94,16 +94,24 @@ func yamlError(err error) *Error {
 	return e
 }
 
-func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) *Error {
-	e := &Error{Line: n.Line, Column: n.Column, Path: path, Problem: fmt.Sprintf(format, args...)}
-	d.problems = append(d.problems, e)
-	return e
+// fail notes a problem at a node.
+func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+	d.failHint(n, path, "", format, args...)
+}
+
+// failHint is fail with what to do about it.
+func (d *decoder) failHint(n *yaml.Node, path, hint, format string, args ...any) {
+	d.note(n, Error{Path: path, Hint: hint, Problem: fmt.Sprintf(format, args...)})
+}
+
+func (d *decoder) note(n *yaml.Node, e Error) {
+	e.Line, e.Column = n.Line, n.Column
+	d.problems = append(d.problems, &e)
 }
 
 // unsupported refuses something that the format has a word for.
 func (d *decoder) unsupported(n *yaml.Node, path, why, hint string) {
-	e := d.fail(n, path, "%s", why)
-	e.Hint, e.Err = hint, ErrUnsupported
+	d.note(n, Error{Path: path, Problem: why, Hint: hint, Err: ErrUnsupported})
 }
 
 // An entry is one key of a mapping with its value.
@@ -152,17 +160,21 @@ func isImplicitNull(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Value == "" && n.ShortTag() == "!!null"
 }
 
+// unknown notes a key that has no meaning where it stands. more is what else has one.
+func (d *decoder) unknown(e entry, path string, known []string, more string) {
+	hint := "known here: " + strings.Join(known, ", ") + more
+	if near := nearest(e.key, known); near != "" {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	}
+	d.failHint(e.keyNode, path, hint, "unknown key %q", e.key)
+}
+
 // fields returns the members of a mapping that has only the known keys.
 func (d *decoder) fields(n *yaml.Node, path string, known []string) map[string]*yaml.Node {
 	out := make(map[string]*yaml.Node)
 	for _, e := range d.entries(n, path) {
 		if !slices.Contains(known, e.key) {
-			err := d.fail(e.keyNode, path, "unknown key %q", e.key)
-			if near := nearest(e.key, known); near != "" {
-				err.Hint = fmt.Sprintf("did you mean %q?", near)
-			} else {
-				err.Hint = "known here: " + strings.Join(known, ", ")
-			}
+			d.unknown(e, path, known, "")
 			continue
 		}
 		out[e.key] = e.v
@@ -173,7 +185,7 @@ func (d *decoder) fields(n *yaml.Node, path string, known []string) map[string]*
 // text returns a string of 1 to limit bytes without control characters.
 func (d *decoder) text(n *yaml.Node, path string, limit int) string {
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" && n.ShortTag() != "!!timestamp" {
-		d.fail(n, path, "want text, found %s", kindName(n)).Hint = "put it in quotes if it is meant as text"
+		d.failHint(n, path, "put it in quotes if it is meant as text", "want text, found %s", kindName(n))
 		return ""
 	}
 	switch s := n.Value; {
@@ -182,7 +194,7 @@ func (d *decoder) text(n *yaml.Node, path string, limit int) string {
 	case len(s) > limit:
 		d.fail(n, path, "longer than %d bytes", limit)
 	case strings.ContainsFunc(s, hidden):
-		d.fail(n, path, "holds a control or invisible character").Hint = "a reviewer could not see it"
+		d.failHint(n, path, "a reviewer could not see it", "holds a control or invisible character")
 	default:
 		return s
 	}
@@ -198,7 +210,7 @@ func hidden(r rune) bool {
 func (d *decoder) list(n *yaml.Node, path string) []*yaml.Node {
 	switch {
 	case n.Kind != yaml.SequenceNode:
-		d.fail(n, path, "want a list, found %s", kindName(n)).Hint = "put it in [brackets]"
+		d.failHint(n, path, "put it in [brackets]", "want a list, found %s", kindName(n))
 	case len(n.Content) == 0:
 		d.fail(n, path, "the list is empty")
 	case len(n.Content) > maxList:
@@ -258,10 +270,10 @@ func (d *decoder) boolean(n *yaml.Node, path string) bool {
 }
 
 func kindName(n *yaml.Node) string {
-	switch n.Kind {
-	case yaml.MappingNode:
+	switch {
+	case n.Kind == yaml.MappingNode:
 		return "keys and values"
-	case yaml.SequenceNode:
+	case n.Kind == yaml.SequenceNode:
 		return "a list"
 	}
 	switch n.ShortTag() {

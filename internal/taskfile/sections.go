@@ -16,8 +16,10 @@ import (
 
 // The keys of each mapping. schema.json lists the same ones; a test compares them.
 var (
-	fileKeys = []string{"version", "purpose", "principal", "life", "inputs", "sandbox", "tools", "resources",
-		"prompts", "server_requests", "egress", "budgets", "labels", "delegate"}
+	fileKeys = []string{
+		"version", "purpose", "principal", "life", "inputs", "sandbox", "tools", "resources",
+		"prompts", "server_requests", "egress", "budgets", "labels", "delegate",
+	}
 	sandboxKeys  = []string{"min_grade", "escalate"}
 	ruleKeys     = []string{"args", "ask"}
 	budgetKeys   = []string{"calls", "recipients", "bytes_out"} // and sum(SERVER.TOOL.ARGUMENT, UNIT)
@@ -44,7 +46,7 @@ func (d *decoder) file(n *yaml.Node) *File {
 	need := func(key, hint string) *yaml.Node {
 		v := m[key]
 		if v == nil {
-			d.fail(n, "", "%s is missing", key).Hint = hint
+			d.failHint(n, "", hint, "%s is missing", key)
 		}
 		return v
 	}
@@ -110,7 +112,7 @@ func (d *decoder) life(n *yaml.Node, path string) time.Duration {
 	case err != nil:
 		d.fail(n, path, "want a duration such as 30m or 2h")
 	case life < time.Second || life > MaxLife:
-		d.fail(n, path, "want a duration from 1s to %s", strings.TrimSuffix(MaxLife.String(), "0m0s")).Hint = "what lasts longer is not one task"
+		d.failHint(n, path, "what lasts longer is not one task", "want a duration from 1s to %s", strings.TrimSuffix(MaxLife.String(), "0m0s"))
 	}
 	return life
 }
@@ -150,7 +152,7 @@ func (d *decoder) rules(n *yaml.Node, path string, check func(name string) error
 		server, name, found := strings.Cut(e.key, ".")
 		switch {
 		case !found || name == "" || !plainName.MatchString(server):
-			d.fail(e.keyNode, path, "%q is no target", e.key).Hint = "write SERVER.NAME, or SERVER.* for every one of a server"
+			d.failHint(e.keyNode, path, "write SERVER.NAME, or SERVER.* for every one of a server", "%q is no target", e.key)
 			continue
 		case len(name) > maxTarget || strings.ContainsFunc(name, hidden):
 			d.fail(e.keyNode, path, "the name is too long or holds a character that does not show")
@@ -165,7 +167,7 @@ func (d *decoder) rules(n *yaml.Node, path string, check func(name string) error
 		r := Rule{Server: server, Name: name, Rule: d.rule(e, at)}
 		r.at = place{e.keyNode.Line, e.keyNode.Column, at}
 		if name == "*" && !r.Any {
-			d.fail(e.keyNode, at, "a rule for every name must say args: any").Hint = "name the targets to constrain their arguments"
+			d.failHint(e.keyNode, at, "name the targets to constrain their arguments", "a rule for every name must say args: any")
 		}
 		out = append(out, r)
 	}
@@ -184,7 +186,7 @@ func (d *decoder) rule(e entry, path string) (r capability.Rule) {
 	switch v := m["args"]; {
 	case v == nil:
 		if e.v.Kind == yaml.MappingNode {
-			d.fail(e.keyNode, path, "args is missing").Hint = "name the arguments; args: {} allows none and args: any does not constrain them"
+			d.failHint(e.keyNode, path, "name the arguments; args: {} allows none and args: any does not constrain them", "args is missing")
 		}
 	case v.Kind == yaml.ScalarNode && v.Value == "any":
 		r.Any = true
@@ -244,18 +246,14 @@ func (d *decoder) budgets(n *yaml.Node, path string, tools []Rule) (b Budgets) {
 				b.Sums = append(b.Sums, s)
 			}
 		default:
-			err := d.fail(e.keyNode, path, "unknown key %q", e.key)
-			err.Hint = "known here: " + strings.Join(budgetKeys, ", ") + ", sum(SERVER.TOOL.ARGUMENT, UNIT)"
-			if near := nearest(e.key, budgetKeys); near != "" {
-				err.Hint = fmt.Sprintf("did you mean %q?", near)
-			}
+			d.unknown(e, path, budgetKeys, ", sum(SERVER.TOOL.ARGUMENT, UNIT)")
 		}
 	}
 	if len(b.Sums) > maxSums {
 		d.fail(n, path, "more than %d sums", maxSums)
 	}
 	if !calls && n.Kind == yaml.MappingNode {
-		d.fail(n, path, "calls is missing").Hint = "a task without a bound on calls is never over"
+		d.failHint(n, path, "a task without a bound on calls is never over", "calls is missing")
 	}
 	return b
 }
@@ -280,14 +278,14 @@ func (d *decoder) sum(e entry, path string, tools []Rule) (s Sum, ok bool) {
 		}
 	}
 	if rule == nil {
-		d.fail(e.keyNode, path, "tools has no rule for what is summed").Hint = "write SERVER.TOOL.ARGUMENT of a tool of this file"
+		d.failHint(e.keyNode, path, "write SERVER.TOOL.ARGUMENT of a tool of this file", "tools has no rule for what is summed")
 		return s, false
 	}
 	s.Server, s.Tool, s.Unit = rule.Server, rule.Name, m[2]
 	amount, named := rule.Args[s.Arg]
 	switch {
 	case !named:
-		d.fail(e.keyNode, path, "the rule of %s.%s does not name the argument", s.Server, s.Tool).Hint = "constrain it, for example decimal: [0, 1000]"
+		d.failHint(e.keyNode, path, "constrain it, for example decimal: [0, 1000]", "the rule of %s.%s does not name the argument", s.Server, s.Tool)
 		return s, false
 	case amount.Optional:
 		d.fail(e.keyNode, path, "what is summed must not be optional")
@@ -300,8 +298,7 @@ func (d *decoder) sum(e entry, path string, tools []Rule) (s Sum, ok bool) {
 		}
 	}
 	if len(units) != 1 {
-		d.fail(e.keyNode, path, "%s.%s needs one argument that is exactly %s, found %d", s.Server, s.Tool, s.Unit, len(units)).Hint =
-			"a total must not mix units: fix the argument with exact: " + s.Unit
+		d.failHint(e.keyNode, path, "a total must not mix units: fix the argument with exact: "+s.Unit, "%s.%s needs one argument that is exactly %s, found %d", s.Server, s.Tool, s.Unit, len(units))
 		return s, false
 	}
 	s.UnitArg = units[0]
@@ -355,7 +352,7 @@ func (d *decoder) delegate(n *yaml.Node, path string) (out Delegate) {
 	v := m["depth"]
 	if v == nil {
 		if n.Kind == yaml.MappingNode {
-			d.fail(n, path, "depth is missing").Hint = "depth: 1 lets the agent hand on, and nobody after it"
+			d.failHint(n, path, "depth: 1 lets the agent hand on, and nobody after it", "depth is missing")
 		}
 		return out
 	}
