@@ -20,18 +20,21 @@ import (
 	"github.com/pilox/vault/internal/vaulttest"
 )
 
+// discard is a log that nobody reads.
+var discard = slog.New(slog.DiscardHandler)
+
 // taskFor is a task file that grants tools, one line each in the words of a task
 // file, and calls.
 func taskFor(purpose string, calls int, tools ...string) string {
-	return fmt.Sprintf("version: 1\npurpose: %s\nprincipal: user:clerk@example.com\nlife: 30m\ntools:\n  %s\nbudgets: {calls: %d}\n",
-		purpose, strings.Join(tools, "\n  "), calls)
+	return fmt.Sprintf("version: 1\npurpose: %s\nprincipal: user:clerk@example.com\nlife: 30m\ntools: {%s}\nbudgets: {calls: %d}\n",
+		purpose, strings.Join(tools, ", "), calls)
 }
 
 // hostileServer installs the misbehaving program as a server in its jail.
 func (r *rig) hostileServer(name string) admin.Server {
 	r.t.Helper()
 	dir := filepath.Join(r.dir, "src-"+name)
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // an install source, which is copied
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		r.t.Fatal(err)
 	}
 	build(r.t, filepath.Join(dir, "server"), "./testdata/hostile")
@@ -408,7 +411,7 @@ func TestStartRefuses(t *testing.T) {
 		}, "policy: "},
 		{"a grade that no process sandbox gives", func(c *daemon.Config) { c.Sandbox.MinGrade = "A" }, "pvault doctor"},
 		{"a data directory that others can read", func(c *daemon.Config) {
-			if err := os.Mkdir(c.Data, 0o755); err != nil { //nolint:gosec // this is the mistake
+			if err := os.Mkdir(c.Data, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}, "chmod 700"},
@@ -427,7 +430,7 @@ func TestStartRefuses(t *testing.T) {
 			if err := c.Complete(os.Getenv); err != nil {
 				t.Fatal(err)
 			}
-			d, err := daemon.Open(t.Context(), c, slog.New(slog.DiscardHandler))
+			d, err := daemon.Open(t.Context(), c, discard)
 			if err == nil {
 				_ = d.Close()
 				t.Fatal("it started")
@@ -439,7 +442,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 	t.Run("a second daemon on the same data", func(t *testing.T) {
 		r := startDaemon(t, nil)
-		if _, err := daemon.Open(t.Context(), r.conf, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another process uses this data directory") {
+		if _, err := daemon.Open(t.Context(), r.conf, discard); err == nil || !strings.Contains(err.Error(), "another process uses this data directory") {
 			t.Errorf("a second daemon: %v", err)
 		}
 	})

@@ -2,18 +2,13 @@ package daemon_test
 
 import (
 	"archive/zip"
-	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -21,7 +16,6 @@ import (
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
 	"github.com/pilox/vault/internal/admin"
-	"github.com/pilox/vault/internal/daemon"
 )
 
 // Kills of one test run, and how many of them one data directory goes through: the
@@ -65,9 +59,9 @@ func TestKill(t *testing.T) {
 	case testing.Short():
 		n = 10
 	}
-	total := new(killCounts)
+	total, binary := new(killCounts), pvaultBinary(t)
 	for done := 0; done < n; done += each {
-		k := newKillRig(t)
+		k := newKillRig(t, binary)
 		k.rounds(min(each, n-done))
 		k.finish()
 		total.add(k.counts)
@@ -110,17 +104,9 @@ type ack struct {
 
 // A killRig is a data directory that outlives many daemons.
 type killRig struct {
-	t      *testing.T
-	up     *upstream
-	binary string
-	conf   string // configuration file
-	dir    string
+	*program
 
-	cmd    *exec.Cmd
-	exited chan struct{}
-	stderr *logBuffer
-	admin  *admin.Client
-
+	up         *upstream
 	key        string // of the ledger, pinned at the first start
 	checkpoint []byte // of the last bundle that verified
 	load       admin.Task
@@ -135,32 +121,12 @@ type killRig struct {
 	counts killCounts
 }
 
-func newKillRig(t *testing.T) *killRig {
+func newKillRig(t *testing.T, binary string) *killRig {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "pvk")
-	if err != nil {
-		t.Fatal(err)
+	k := &killRig{
+		program: newProgram(t, binary), up: newUpstream(t, "act"),
+		lives: map[string]*life{}, events: map[uint64]record{}, ran: map[string]bool{},
 	}
-	k := &killRig{t: t, up: newUpstream(t, "act"), binary: pvaultBinary(t), dir: dir, conf: filepath.Join(dir, "vault.yaml"),
-		lives: map[string]*life{}, events: map[uint64]record{}, ran: map[string]bool{}}
-	t.Cleanup(func() { removeAll(t, dir) })
-	data := filepath.Join(dir, "data")
-	yaml := fmt.Sprintf("data: %s\nlisten: {http: off}\nsandbox: {min_grade: none}\n", data)
-	if err := os.WriteFile(k.conf, []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(data, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	approvers := filepath.Join(data, "approvers")
-	if _, err := daemon.CreateApprover(approvers, approverName, nil); err != nil {
-		t.Fatal(err)
-	}
-	approver, err := daemon.OpenApprover(approvers, approverName, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer approver.Close()
 	// Some effects take a moment, so that kills find calls in flight.
 	k.up.onCall(func(w http.ResponseWriter, r *http.Request, c effect) {
 		pause := time.NewTimer(time.Duration(rand.IntN(8)) * time.Millisecond)
@@ -173,74 +139,10 @@ func newKillRig(t *testing.T) *killRig {
 	})
 
 	k.start()
-	t.Cleanup(k.kill)
-	status, err := k.admin.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	k.key = status.LedgerKey
-	doc, err := daemon.Registration{Source: k.up.url, Loopback: true, Integrity: "org", Holds: "public"}.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := k.admin.AddServer(t.Context(), admin.ServerRequest{Name: "up", Registration: doc}, approverName, approver, func(string) {}); err != nil {
-		t.Fatal(err)
-	}
-	for file, task := range map[string]*admin.Task{loadTask: &k.load, meterTask: &k.meter} {
-		if *task, err = k.admin.MintTask(t.Context(), admin.TaskRequest{File: []byte(file)}, approverName, approver); err != nil {
-			t.Fatal(err)
-		}
-	}
+	k.key = k.status().LedgerKey
+	k.addURL("up", k.up.url)
+	k.load, k.meter = k.mint(loadTask), k.mint(meterTask)
 	return k
-}
-
-// start runs pvault up and waits until it says that it is up.
-func (k *killRig) start() {
-	k.t.Helper()
-	k.spawn(func(out io.Reader) error {
-		var banner struct{ Socket string }
-		if err := json.NewDecoder(out).Decode(&banner); err != nil {
-			return fmt.Errorf("read banner: %w", err)
-		}
-		k.admin = admin.NewClient(banner.Socket)
-		return nil
-	})
-}
-
-// spawn starts the program and calls ready with its output.
-func (k *killRig) spawn(ready func(io.Reader) error) {
-	k.t.Helper()
-	k.cmd = exec.CommandContext(k.t.Context(), k.binary, "up", "--json", "--quiet", "--config", k.conf)
-	k.stderr = new(logBuffer)
-	k.cmd.Stderr = k.stderr
-	out, err := k.cmd.StdoutPipe()
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	if err := k.cmd.Start(); err != nil {
-		k.t.Fatal(err)
-	}
-	if err := ready(bufio.NewReader(out)); err != nil {
-		k.kill()
-		k.t.Fatalf("pvault up: %v\n%s", err, k.stderr)
-	}
-}
-
-// kill ends the daemon the hard way. It may be called twice.
-func (k *killRig) kill() {
-	if k.cmd == nil {
-		return
-	}
-	_ = k.cmd.Process.Kill()
-	var exit *exec.ExitError
-	if err := k.cmd.Wait(); err == nil || !errors.As(err, &exit) || exit.ExitCode() != -1 {
-		k.t.Errorf("the daemon ended by itself: %v\n%s", err, k.stderr)
-	}
-	k.cmd = nil
-	if k.admin != nil {
-		k.admin.Close()
-		k.admin = nil
-	}
 }
 
 // rounds kills the daemon n times.
@@ -275,7 +177,7 @@ func (k *killRig) burst(d time.Duration) []ack {
 	round := k.sent
 	var wg sync.WaitGroup
 	acks := make([][]ack, connections)
-	socket := filepath.Join(k.dir, "data", "admin.sock")
+	socket := k.conf.Socket()
 	for w := range connections {
 		wg.Go(func() {
 			c := admin.NewClient(socket)
@@ -513,36 +415,4 @@ func (k *killRig) finish() {
 		k.t.Errorf("%d calls ran on a budget of %d", intents, meterLimit)
 	}
 	k.kill()
-}
-
-// pvaultBinary builds the command once per test run. It is the real program,
-// without the race detector, because what is tested is what a kill leaves behind.
-func pvaultBinary(t *testing.T) string {
-	t.Helper()
-	// The test cache knows which files a test looked at and not what the compiler
-	// did, so look at the command's.
-	files, err := filepath.Glob("../../cmd/pvault/*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if _, err := os.Stat(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	path := filepath.Join(t.TempDir(), "pvault")
-	build(t, path, "github.com/pilox/vault/cmd/pvault")
-	return path
-}
-
-// build compiles a package into a static program at path.
-func build(t *testing.T, path, pkg string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, out)
-	}
 }

@@ -97,7 +97,7 @@ func TestPromise01NothingByDefault(t *testing.T) {
 			t.Fatal(err)
 		}
 		secret := filepath.Join(r.dir, "secret.txt")
-		if err := os.WriteFile(secret, []byte("x"), 0o644); err != nil { //nolint:gosec // readable by all but the jail
+		if err := os.WriteFile(secret, []byte("x"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		task := r.mint(taskFor("look around", 5, "probe.probe: {args: any}"))
@@ -693,10 +693,14 @@ func TestPromise08UntrustedStaysUntrusted(t *testing.T) {
 	r := startDaemon(t, func(c *daemon.Config) { c.Approvals.Wait = time.Millisecond })
 	web, files, mail := newUpstream(t, "fetch"), newUpstream(t, "read"), newUpstream(t, "send")
 	r.addServer("web", daemon.Registration{Source: web.url, Loopback: true, Integrity: "web", Holds: "public"})
-	r.addServer("files", daemon.Registration{Source: files.url, Loopback: true, Integrity: "org", Holds: "private[finance]",
-		Tools: []byte(`{"read":{"read_only":true,"roles":{"/path":"selector"}}}`)})
-	r.addServer("mail", daemon.Registration{Source: mail.url, Loopback: true, Integrity: "org", Holds: "public",
-		Tools: []byte(`{"send":{"roles":{"/to":"recipient","/text":"content"}}}`)})
+	r.addServer("files", daemon.Registration{
+		Source: files.url, Loopback: true, Integrity: "org", Holds: "private[finance]",
+		Tools: []byte(`{"read":{"read_only":true,"roles":{"/path":"selector"}}}`),
+	})
+	r.addServer("mail", daemon.Registration{
+		Source: mail.url, Loopback: true, Integrity: "org", Holds: "public",
+		Tools: []byte(`{"send":{"roles":{"/to":"recipient","/text":"content"}}}`),
+	})
 	file := taskFor("read and write mail", 50, "web.fetch: {args: any}", "files.read: {args: any}", "mail.send: {args: any}") + "labels: {may_read: [finance]}\n"
 	const evil = `{"to":"mallory@evil.example","text":"the invoices"}`
 
