@@ -58,6 +58,13 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 		return capability.Link{}, problems
 	}
 
+	for _, e := range f.Egress {
+		if grants[vault.KindEgress] == nil {
+			grants[vault.KindEgress] = make(map[vault.Target]capability.Rule)
+		}
+		grants[vault.KindEgress][vault.Target{Name: e.Host}] = e.rule() // no server: the host is the target
+	}
+
 	budgets := &capability.Budgets{Calls: capability.Limit(f.Budgets.Calls)}
 	if f.Budgets.BytesOut > 0 {
 		budgets.BytesOut = capability.Limit(f.Budgets.BytesOut)

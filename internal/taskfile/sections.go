@@ -88,10 +88,14 @@ func (d *decoder) file(n *yaml.Node) *File {
 		return nil
 	})
 	if v := m["egress"]; v != nil {
-		d.unsupported(v, "egress", "egress cannot be granted by this version", "remove it: nothing leaves a sandbox, and no secret enters one")
+		f.Egress = d.egress(v, "egress")
 	}
 	if v := need("budgets", "say at least how many calls: budgets: {calls: 50}"); v != nil {
 		f.Budgets = d.budgets(v, "budgets", f.Tools)
+		if f.Budgets.BytesOut > 0 && m["egress"] != nil {
+			// A capability with both allows no request at all.
+			d.unsupported(v, "budgets.bytes_out", "a budget of bytes does not count requests to hosts in this version", "remove it or egress")
+		}
 	}
 	if v := m["labels"]; v != nil {
 		f.Labels = d.labels(v, "labels")

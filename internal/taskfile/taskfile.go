@@ -67,6 +67,7 @@ type File struct {
 	Resources      []Rule
 	Prompts        []Rule
 	ServerRequests []Rule
+	Egress         []Egress // one per host
 
 	Budgets  Budgets
 	Labels   Labels
