@@ -172,6 +172,11 @@ func (s *schema) checkResult(raw []byte) error {
 	if len(raw) > maxResult {
 		return resultDenial("", fmt.Errorf("result: larger than %d bytes", maxResult))
 	}
+	if doc, err := vault.ParseValue(raw); err == nil {
+		return s.checkStructured(doc.Root())
+	}
+	// What the strict parser refuses, such as a number that no double holds, a
+	// result may have.
 	var result map[string]json.RawMessage // not a struct: its keys fold case
 	if err := json.Unmarshal(raw, &result); err != nil {
 		return resultDenial("", err)
@@ -193,6 +198,24 @@ func (s *schema) checkResult(raw []byte) error {
 	if err != nil {
 		return resultDenial("/structuredContent", err)
 	}
+	if m := s.check(v, values); m != nil {
+		return resultDenial(clip("/structuredContent"+m.path), m.err)
+	}
+	return nil
+}
+
+// checkStructured is checkResult for a result that the strict parser took, which
+// is nearly every one, in a fraction of the time.
+func (s *schema) checkStructured(result vault.Value) error {
+	if failed, _ := result.Get("isError").Bool(); failed {
+		return nil
+	}
+	content := result.Get("structuredContent")
+	if content.Kind() == vault.Absent {
+		return resultDenial("/structuredContent", errors.New("result: no structured content"))
+	}
+	values := 0
+	v := toAny(content, &values)
 	if m := s.check(v, values); m != nil {
 		return resultDenial(clip("/structuredContent"+m.path), m.err)
 	}
