@@ -5,7 +5,7 @@
 # policy:
 #   bundles: [{name: outbound, dir: ./examples/policy/outbound, unsigned: true}]
 #   hooks:
-#     - {at: tool.call, match: {tool: ["mail.send"]}, query: data.outbound.decision}
+#     - {at: tool.call, tools: ["mail.send"], query: data.outbound.decision}
 package outbound
 
 default decision := {"effect": "deny"}

@@ -4,7 +4,7 @@
 # policy:
 #   bundles: [{name: payments, dir: ./examples/policy/payments, unsigned: true}]
 #   hooks:
-#     - {at: tool.call, match: {tool: ["pay.*"]}, query: data.payments.decision}
+#     - {at: tool.call, tools: ["pay.*"], query: data.payments.decision}
 #
 # The hook matches payments only, so every other call is left to its capability.
 package payments
