@@ -49,9 +49,6 @@ const (
 var (
 	// ErrPassphrase means that the passphrase is wrong, or too short for a new key.
 	ErrPassphrase = errors.New("passphrase")
-	// ErrUnprotected means that a key has no passphrase and the caller did not
-	// say that it accepts that.
-	ErrUnprotected = errors.New("approver key has no passphrase")
 )
 
 // An Approver is the public half of an approver key.
