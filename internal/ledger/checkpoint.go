@@ -160,3 +160,11 @@ func (l *Ledger) checkpointLoop(ctx context.Context) {
 		}
 	}
 }
+
+func syncDir(root *os.Root) error {
+	d, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

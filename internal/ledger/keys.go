@@ -3,12 +3,7 @@ package ledger
 import (
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/rand"
 	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"sync"
 
 	"github.com/pilox/vault"
@@ -38,84 +33,6 @@ func keyID(run vault.TaskID) string {
 		return "@daemon"
 	}
 	return string(run)
-}
-
-// FileKeys keeps each key in a file of its own.
-type FileKeys struct {
-	root *os.Root
-	mu   sync.Mutex // one creation at a time
-}
-
-// OpenFileKeys opens or makes the directory dir, 0700.
-func OpenFileKeys(dir string) (*FileKeys, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open field keys: %w", err)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open field keys: %w", err)
-	}
-	return &FileKeys{root: root}, nil
-}
-
-// Close gives the directory back.
-func (k *FileKeys) Close() error { return k.root.Close() }
-
-// Key implements [Keys].
-func (k *FileKeys) Key(id string) (FieldKey, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	key, err := k.Lookup(id)
-	if !errors.Is(err, ErrNoKey) {
-		return key, err
-	}
-	rand.Read(key[:])
-	tmp := id + ".new"
-	if err := k.write(tmp, key[:]); err != nil {
-		return FieldKey{}, fmt.Errorf("make field key: %w", err)
-	}
-	if err := k.root.Rename(tmp, id); err != nil {
-		return FieldKey{}, fmt.Errorf("make field key: %w", err)
-	}
-	if err := syncDir(k.root); err != nil {
-		return FieldKey{}, fmt.Errorf("make field key: %w", err)
-	}
-	return key, nil
-}
-
-func (k *FileKeys) write(name string, b []byte) error {
-	f, err := k.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// Lookup implements [Keys].
-func (k *FileKeys) Lookup(id string) (FieldKey, error) {
-	f, err := k.root.Open(id)
-	if errors.Is(err, fs.ErrNotExist) {
-		return FieldKey{}, ErrNoKey
-	}
-	if err != nil {
-		return FieldKey{}, fmt.Errorf("read field key: %w", err)
-	}
-	defer f.Close()
-	var key [len(FieldKey{}) + 1]byte // one more, to see a file that is too long
-	n, err := io.ReadFull(f, key[:])
-	if n != len(FieldKey{}) || !errors.Is(err, io.ErrUnexpectedEOF) {
-		return FieldKey{}, fmt.Errorf("read field key %s: not 32 bytes", id)
-	}
-	return FieldKey(key[:n]), nil
-}
-
-func syncDir(root *os.Root) error {
-	d, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // aeads caches ciphers by run.

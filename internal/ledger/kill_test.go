@@ -110,7 +110,7 @@ func writeUntilKilled(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := OpenFileKeys(filepath.Join(dir, "keys"))
+	keys, err := openFileKeys(filepath.Join(dir, "keys"))
 	if err != nil {
 		t.Fatal(err)
 	}

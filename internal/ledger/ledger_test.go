@@ -25,7 +25,7 @@ type rig struct {
 	t     testing.TB
 	dir   string
 	db    *store.DB
-	keys  *FileKeys
+	keys  *fileKeys
 	key   ed25519.PrivateKey
 	cfg   Config
 	led   *Ledger
@@ -56,7 +56,7 @@ func (r *rig) openStore() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	keys, err := OpenFileKeys(filepath.Join(r.dir, "keys"))
+	keys, err := openFileKeys(filepath.Join(r.dir, "keys"))
 	if err != nil {
 		r.t.Fatal(err)
 	}
