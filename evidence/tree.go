@@ -2,7 +2,6 @@ package evidence
 
 import (
 	"crypto/sha256"
-	"fmt"
 
 	"github.com/transparency-dev/merkle/compact"
 
@@ -18,22 +17,6 @@ type Tree struct{ r *compact.Range }
 // has a root.
 func NewTree(begin uint64) *Tree { return &Tree{tree.NewEmptyRange(begin)} }
 
-// LoadTree returns the tree of size leaves with the given [Tree.Frontier].
-func LoadTree(size uint64, frontier []byte) (*Tree, error) {
-	if len(frontier)%sha256.Size != 0 {
-		return nil, fmt.Errorf("load tree: %d bytes of hashes", len(frontier))
-	}
-	var hashes [][]byte
-	for b := frontier; len(b) > 0; b = b[sha256.Size:] {
-		hashes = append(hashes, append([]byte(nil), b[:sha256.Size]...))
-	}
-	r, err := tree.NewRange(0, size, hashes)
-	if err != nil {
-		return nil, fmt.Errorf("load tree: %w", err)
-	}
-	return &Tree{r}, nil
-}
-
 // Size returns the index after the last leaf.
 func (t *Tree) Size() uint64 { return t.r.End() }
 
@@ -48,7 +31,7 @@ func (t *Tree) AppendVisit(leaf vault.Digest, visit func(level uint, index uint6
 		v = func(id compact.NodeID, hash []byte) { visit(id.Level, id.Index, hash) }
 	}
 	// The library fails only if the number of its own hashes does not fit the
-	// size, which New and Load rule out.
+	// size, which [NewTree] rules out.
 	if err := t.r.Append(leaf[:], v); err != nil {
 		panic("evidence: inconsistent tree: " + err.Error())
 	}
