@@ -23,8 +23,6 @@ type peer interface {
 	// *RemoteError; every other error is a *vault.Denial, with Executed no only if
 	// nothing was sent. When ctx ends the peer tells the server.
 	call(ctx context.Context, method string, params json.RawMessage, meta requestMeta, in inbound) (json.RawMessage, error)
-	// notify sends one notification.
-	notify(ctx context.Context, method string, params json.RawMessage) error
 	// close ends the connection and waits for its goroutines.
 	close() error
 }

@@ -142,14 +142,6 @@ func (p *stdioPeer) call(ctx context.Context, method string, params json.RawMess
 	return c.call(ctx, method, params, meta, in)
 }
 
-func (p *stdioPeer) notify(ctx context.Context, method string, params json.RawMessage) error {
-	c, err := p.live(ctx)
-	if err != nil {
-		return err
-	}
-	return c.send(ctx, appendRequest(nil, "", method, params))
-}
-
 func (p *stdioPeer) close() error {
 	p.mu.Lock()
 	p.closed = true
