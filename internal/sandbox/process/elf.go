@@ -26,7 +26,7 @@ const (
 	maxConfBytes  = 64 << 10
 )
 
-// ViewFor returns the read-only mounts that program needs to be loaded: itself,
+// viewFor returns the read-only mounts that program needs to be loaded: itself,
 // its ELF interpreter and the libraries that its header names, transitively. It
 // reads headers and executes nothing; ldd would. What the program opens later
 // (plugins, a standard library, time zones) is not in it.
@@ -35,13 +35,9 @@ const (
 // the standard directories, and those of /etc/ld.so.conf. One that only the last
 // finds appears inside under a standard directory, since the guest has no
 // /etc/ld.so.cache. A static program needs nothing but itself.
-func ViewFor(program string) ([]Mount, error) {
-	ms, _, err := viewFor(program)
-	return ms, err
-}
-
-// viewFor also returns the path of the ELF interpreter, "" for a static program.
-func viewFor(program string) ([]Mount, string, error) {
+//
+// The path of the ELF interpreter is "" for a static program.
+func viewFor(program string) (view []Mount, interp string, err error) {
 	if !filepath.IsAbs(program) {
 		return nil, "", fmt.Errorf("program %q is not an absolute path", program)
 	}

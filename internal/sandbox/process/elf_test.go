@@ -55,12 +55,12 @@ func TestViewForRefuses(t *testing.T) {
 		{"nothing", filepath.Join(d, "none"), os.ErrNotExist},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if ms, err := ViewFor(tt.program); !errors.Is(err, tt.want) {
+			if ms, _, err := viewFor(tt.program); !errors.Is(err, tt.want) {
 				t.Errorf("%v, %v", ms, err)
 			}
 		})
 	}
-	if _, err := ViewFor("relative"); err == nil {
+	if _, _, err := viewFor("relative"); err == nil {
 		t.Error("took a relative path")
 	}
 }
