@@ -1,7 +1,7 @@
 package daemon_test
 
 import (
-	"net/http"
+	"log/slog"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
@@ -32,7 +32,9 @@ budgets:
 
 // TestConformance runs the official suite through the whole daemon: authentication,
 // capability, catalogue, flow, ledger and all, against the SDK's everything-server.
-// As many checks must pass as with nothing in between.
+// As many checks must pass as with nothing in between. At 2025-11-25 one more passes,
+// and one fails that is a warning there: the server's test_reconnection cuts its own
+// stream without a way to resume it, so that its call never ends; the daemon says so.
 func TestConformance(t *testing.T) {
 	suite := vaulttest.NewConformance(t)
 	for _, run := range vaulttest.ConformanceRuns {
@@ -50,12 +52,15 @@ func TestConformance(t *testing.T) {
 // that is not the proxy's own passes as it is, because the suite checks that
 // foreign ones are refused.
 func withToken(t *testing.T, r *rig, task admin.Task) string {
-	target := &url.URL{Scheme: "http", Host: r.addr}
-	var own string
-	proxy := httptest.NewServer(&httputil.ReverseProxy{
-		FlushInterval: -1, // events must not wait for more
+	t.Helper()
+	target := &url.URL{Host: r.addr}
+	proxy := httptest.NewUnstartedServer(nil)
+	own := (&url.URL{Host: proxy.Listener.Addr().String()}).Port()
+	proxy.Config.Handler = &httputil.ReverseProxy{
+		FlushInterval: -1,                                                                      // events must not wait for more
+		ErrorLog:      slog.NewLogLogger(slog.NewTextHandler(t.Output(), nil), slog.LevelInfo), // clients hang up
 		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL.Scheme, p.Out.URL.Host = target.Scheme, target.Host
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", target.Host
 			p.Out.Host = p.In.Host
 			if u := (&url.URL{Host: p.In.Host}); u.Port() == own {
 				p.Out.Host = u.Hostname() + ":" + target.Port()
@@ -65,15 +70,8 @@ func withToken(t *testing.T, r *rig, task admin.Task) string {
 			}
 			p.Out.Header.Set("Authorization", "Bearer "+task.Token)
 		},
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
-			w.WriteHeader(http.StatusBadGateway) // the client is gone
-		},
-	})
-	t.Cleanup(func() { proxy.CloseClientConnections(); proxy.Close() })
-	u, err := url.Parse(proxy.URL)
-	if err != nil {
-		t.Fatal(err)
 	}
-	own = u.Port()
+	proxy.Start()
+	t.Cleanup(func() { proxy.CloseClientConnections(); proxy.Close() })
 	return proxy.URL + "/mcp"
 }

@@ -68,10 +68,10 @@ func startDaemon(t *testing.T, mutate func(*daemon.Config)) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, conf: conf, dir: filepath.Join(dir, "work"), logs: new(logBuffer)}
-	if err := os.Mkdir(r.dir, 0o755); err != nil { //nolint:gosec // guests of another uid may look into it
+	if err := os.Mkdir(r.dir, 0o755); err != nil { // guests of another uid may look into it
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // as above
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if r.approver, err = daemon.OpenApprover(approvers, approverName, nil); err != nil {
@@ -253,7 +253,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func removeAll(t *testing.T, dir string) {
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
-			err = os.Chmod(path, 0o700) //nolint:gosec // a directory about to go
+			err = os.Chmod(path, 0o700)
 		}
 		return err
 	})

@@ -131,7 +131,7 @@ func TestProcesses(t *testing.T) {
 
 // startJailed starts a daemon that demands grade B, where npm is and the host can
 // give that.
-func startJailed(t *testing.T) *rig {
+func startJailed(t *testing.T, mutate ...func(*daemon.Config)) *rig {
 	t.Helper()
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -146,7 +146,12 @@ func startJailed(t *testing.T) *rig {
 	if err != nil || report.Grade > "B" {
 		vaulttest.Missing(t, "sandbox", "this host does not give grade B: "+report.Grade)
 	}
-	return startDaemon(t, func(c *daemon.Config) { c.Sandbox.MinGrade = "B" })
+	return startDaemon(t, func(c *daemon.Config) {
+		c.Sandbox.MinGrade = "B"
+		for _, f := range mutate {
+			f(c)
+		}
+	})
 }
 
 // write makes a file that a jailed process of another uid may read if it is shown

@@ -38,8 +38,6 @@ func newOracle(t *testing.T, modern bool) *oracle {
 	o := &oracle{cancelled: make(chan struct{}, 16)}
 	o.Server = sdk.NewServer(&sdk.Implementation{Name: "oracle", Version: "1"}, &sdk.ServerOptions{
 		SupportedProtocolVersions: versions,
-		// Declared from the start, so that lists may change later.
-		HasTools: true, HasPrompts: true, HasResources: true,
 	})
 	tool(o, "add", func(_ context.Context, _ *sdk.CallToolRequest, in sum) (*sdk.CallToolResult, map[string]any, error) {
 		return nil, map[string]any{"sum": in.A + in.B}, nil
