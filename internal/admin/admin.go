@@ -167,7 +167,6 @@ type RevokeRequest struct {
 // an approver's signature over the request was verified; approver is its name.
 type Backend interface {
 	Status(ctx context.Context) (Status, error)
-	Doctor(ctx context.Context) (json.RawMessage, error)
 
 	// OpenTask rejoins or opens an instance of a task file that an approver has
 	// minted from before. Else the error has code approver_required.

@@ -44,7 +44,6 @@ func (s *API) Handler() http.Handler {
 	mux := http.NewServeMux()
 	b := s.Backend
 	mux.HandleFunc("GET /v1/status", reply(s, func(r *http.Request) (any, error) { return b.Status(r.Context()) }))
-	mux.HandleFunc("GET /v1/doctor", reply(s, func(r *http.Request) (any, error) { return b.Doctor(r.Context()) }))
 	mux.HandleFunc("POST /v1/challenge", reply(s, func(*http.Request) (any, error) { return s.challenges.issue(), nil }))
 
 	mux.HandleFunc("POST /v1/tasks/open", take(s, func(r *http.Request, in TaskRequest) (any, error) {

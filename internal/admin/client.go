@@ -147,11 +147,6 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.json(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
-// Doctor asks what the host really enforces.
-func (c *Client) Doctor(ctx context.Context) (d json.RawMessage, err error) {
-	return d, c.json(ctx, http.MethodGet, "/v1/doctor", nil, &d)
-}
-
 // OpenTask opens or rejoins a task that an approver has minted before.
 func (c *Client) OpenTask(ctx context.Context, r TaskRequest) (t Task, err error) {
 	return t, c.json(ctx, http.MethodPost, "/v1/tasks/open", r, &t)

@@ -43,14 +43,12 @@ type Events interface {
 
 // An Approval is one question as it is shown.
 type Approval struct {
-	ID      string    `json:"id"`
-	Task    string    `json:"task"`
-	Agent   string    `json:"agent"`
-	State   string    `json:"state"`
-	Expires time.Time `json:"expires"`
-	Signed  []byte    `json:"question"` // the signed question, what an approver verifies and answers
-	Text    string    `json:"text"`     // rendered from Signed
-	Allowed []string  `json:"allowed"`  // ids of approvers who said yes so far
+	ID string
+
+	State   string
+	Expires time.Time
+	Text    string   // what is asked, rendered from the signed question
+	Allowed []string // ids of approvers who said yes so far
 }
 
 // An Event is one line of the ledger, without sensitive fields.

@@ -83,9 +83,6 @@ func resident() uint64 {
 	return pages * uint64(os.Getpagesize())
 }
 
-// Doctor runs the self-tests again and says what this host enforces.
-func (b backend) Doctor(ctx context.Context) (json.RawMessage, error) { return Doctor(ctx) }
-
 // Doctor says what this host really enforces. It needs no daemon.
 func Doctor(ctx context.Context) (json.RawMessage, error) {
 	report, err := process.Diagnose(ctx, process.Config{})
@@ -277,7 +274,7 @@ func (b backend) Approvals(context.Context) ([]admin.Approval, error) {
 }
 
 func (d *Daemon) consoleApproval(p approval.Pending) console.Approval {
-	return console.Approval{ID: p.ID, Task: p.Question.Task, Agent: p.Question.Agent, State: p.State, Expires: p.Question.Expires(), Signed: p.Signed, Text: approval.Render(p.Question), Allowed: p.Allowed}
+	return console.Approval{ID: p.ID, State: p.State, Expires: p.Question.Expires(), Text: approval.Render(p.Question), Allowed: p.Allowed}
 }
 
 // Answer takes in an answer that an approver key signed.
