@@ -2,7 +2,6 @@ package approval
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -92,9 +91,11 @@ func (r *renderer) body(q *Question) string {
 
 	b.WriteString("\nWANTS\n")
 	row(r.text("kind", q.Kind), r.text("tool", q.Tool))
-	row("of server", r.text("server", q.Server))
-	row("id", q.ServerID.String())
-	row("definition", digestText(q.Definition))
+	if q.Server != "" || !q.ServerID.IsZero() || !q.Definition.IsZero() { // a host is its own name
+		row("of server", r.text("server", q.Server))
+		row("id", q.ServerID.String())
+		row("definition", digestText(q.Definition))
+	}
 	row("risk", r.text("risk", q.Risk))
 	row("sandbox", gradeText(q.Grade))
 
@@ -431,55 +432,4 @@ func firstRunes(s string, n int) string {
 		n--
 	}
 	return s
-}
-
-// JSON returns q for programs. Arguments stand in it as JSON and as the exact text;
-// text is what [Render] shows, warnings included.
-func JSON(q *Question) ([]byte, error) {
-	raw := func(b []byte) json.RawMessage {
-		if len(b) == 0 {
-			return nil
-		}
-		return b
-	}
-	var b strings.Builder
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(struct {
-		ID          string          `json:"id"`
-		Call        string          `json:"call"`
-		Tenant      string          `json:"tenant"`
-		Task        string          `json:"task"`
-		Purpose     string          `json:"purpose"`
-		Agent       string          `json:"agent"`
-		Principal   string          `json:"principal"`
-		Kind        string          `json:"kind"`
-		Server      string          `json:"server"`
-		ServerID    vault.Digest    `json:"server_id"`
-		Tool        string          `json:"tool"`
-		Definition  vault.Digest    `json:"definition"`
-		Args        json.RawMessage `json:"args,omitempty"`
-		ArgsText    string          `json:"args_text"`
-		Params      json.RawMessage `json:"params,omitempty"`
-		Scope       Scope           `json:"scope"`
-		Origins     []Origin        `json:"origins"`
-		Policy      vault.Digest    `json:"policy"`
-		Reasons     []Reason        `json:"reasons"`
-		Groups      []string        `json:"groups"`
-		Risk        string          `json:"risk"`
-		Grade       string          `json:"grade"`
-		AnyArgs     bool            `json:"any_args"`
-		SameUID     bool            `json:"same_uid"`
-		RequestedAt time.Time       `json:"requested_at"`
-		ExpiresAt   time.Time       `json:"expires_at"`
-		Text        string          `json:"text"`
-	}{
-		q.ID, q.Call, q.Tenant, q.Task, q.Purpose, q.Agent, q.Principal, q.Kind, q.Server, q.ServerID, q.Tool,
-		q.Definition, raw(q.Args), string(q.Args), raw(q.Params), q.Scope, q.Origins, q.Policy, q.Reasons, q.Groups,
-		q.Risk, q.Grade, q.AnyArgs, q.SameUID, time.Unix(q.RequestedAt, 0).UTC(), q.Expires().UTC(), Render(q),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("question as JSON: %w", err)
-	}
-	return []byte(b.String()), nil
 }

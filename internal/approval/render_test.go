@@ -1,7 +1,6 @@
 package approval_test
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -160,28 +159,6 @@ func TestRenderFull(t *testing.T) {
 	}
 }
 
-func TestJSON(t *testing.T) {
-	f := facts()
-	f.Call.Args = vault.MustArgs(`{"html":"<b>&\u2028","n":1e2}`)
-	q := opened(t, f, asked())
-	b, err := approval.JSON(q)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var v struct {
-		Args     map[string]any `json:"args"`
-		ArgsText string         `json:"args_text"`
-		Reasons  []struct{ Code string }
-		Text     string
-	}
-	if err := json.Unmarshal(b, &v); err != nil {
-		t.Fatal(err)
-	}
-	if v.ArgsText != f.Call.Args.String() || v.Args["html"] != "<b>&\u2028" || v.Reasons[0].Code != "flow.provenance" || v.Text != approval.Render(q) {
-		t.Errorf("%s", b)
-	}
-}
-
 // FuzzRender: no argument, however odd, hides in the text or breaks its frame, and
 // two different arguments never read the same in the full view.
 func FuzzRender(f *testing.F) {
@@ -201,9 +178,6 @@ func FuzzRender(f *testing.F) {
 		q := opened(t, fs, asked())
 		checkText(t, approval.Render(q))
 		checkText(t, approval.RenderFull(q))
-		if _, err := approval.JSON(q); err != nil {
-			t.Error(err)
-		}
 		if string(q.Args) != args.String() {
 			t.Error("other arguments")
 		}

@@ -83,5 +83,5 @@ func RenderQuestion(question []byte, gateway ed25519.PublicKey) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("question: %w", err)
 	}
-	return approval.Render(q), nil
+	return approval.RenderFull(q), nil
 }
