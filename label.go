@@ -114,7 +114,12 @@ type Source struct {
 	Name   string
 }
 
-func (s Source) String() string { return string(s.Kind) + ":" + s.Server + "/" + s.Name }
+func (s Source) String() string {
+	if s.Server == "" { // a host, a peer
+		return string(s.Kind) + ":" + s.Name
+	}
+	return string(s.Kind) + ":" + s.Server + "/" + s.Name
+}
 
 // maxSources bounds the sources a label keeps; more than these add nothing a
 // person would read, and a label must not grow with the length of a task.

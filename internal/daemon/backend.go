@@ -268,9 +268,18 @@ func (b backend) Approvals(context.Context) ([]admin.Approval, error) {
 	var out []admin.Approval
 	for _, p := range b.d.desk.Pending() {
 		q := p.Question
-		out = append(out, admin.Approval{ID: p.ID, State: p.State, Agent: q.Agent, Target: q.Server + "." + q.Tool, Groups: q.Groups, Expires: q.Expires(), Text: approval.Render(q), Question: p.Signed})
+		out = append(out, admin.Approval{ID: p.ID, State: p.State, Agent: q.Agent, Target: questionTarget(q), Groups: q.Groups, Expires: q.Expires(), Text: approval.Render(q), Question: p.Signed})
 	}
 	return out, nil
+}
+
+// questionTarget names what a question is about. Kinds without a server stand where
+// the server would.
+func questionTarget(q *approval.Question) string {
+	if q.Server == "" {
+		return q.Kind + ":" + q.Tool
+	}
+	return q.Server + "." + q.Tool
 }
 
 func (d *Daemon) consoleApproval(p approval.Pending) console.Approval {

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/pilox/vault/internal/egress"
 )
 
 // Schema is the JSON Schema of vault.yaml.
@@ -41,6 +43,10 @@ type Config struct {
 	Limits    Limits    `yaml:"limits"`    //
 	Sandbox   Sandbox   `yaml:"sandbox"`   //
 	Log       Log       `yaml:"log"`       //
+
+	// egress is how requests leave, where a test stands in for the internet; zero
+	// means the host's resolver and network. What vault.yaml says comes on top.
+	egress egress.Config
 }
 
 // Listen says where the daemon can be reached.
@@ -229,7 +235,9 @@ func keysOf(name string) []string {
 		}
 		var keys []string
 		for i := range t.NumField() {
-			keys = append(keys, t.Field(i).Tag.Get("yaml"))
+			if f := t.Field(i); f.IsExported() {
+				keys = append(keys, f.Tag.Get("yaml"))
+			}
 		}
 		return keys
 	}

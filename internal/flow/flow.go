@@ -165,7 +165,7 @@ func (w *Flow) explain(f *vault.Facts, path string) string {
 			from = append(from, "others")
 			break
 		}
-		from = append(from, s.Server+"."+s.Name)
+		from = append(from, named(s.Kind, s.Server, s.Name))
 	}
 	if len(from) == 0 {
 		from = []string{"data of unknown origin"}
@@ -174,11 +174,14 @@ func (w *Flow) explain(f *vault.Facts, path string) string {
 		f.Scope.Readers.String() + ") would reach " + target(f) + where(path)
 }
 
-func target(f *vault.Facts) string {
-	if f.Call.Server == "" {
-		return string(f.Call.Kind) + ":" + f.Call.Target.Name
+func target(f *vault.Facts) string { return named(f.Call.Kind, f.Call.Server, f.Call.Target.Name) }
+
+// named is what people call a target; kinds without a server stand in its place.
+func named(k vault.Kind, server, name string) string {
+	if server == "" {
+		return string(k) + ":" + name
 	}
-	return f.Call.Server + "." + f.Call.Target.Name
+	return server + "." + name
 }
 
 func where(path string) string {

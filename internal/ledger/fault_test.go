@@ -238,6 +238,10 @@ func TestHostsAndFieldsAreNotInTheLeaf(t *testing.T) {
 	e := intent("t-1", "c-1")
 	e.Kind, e.Target = vault.KindEgress, vault.Target{Name: "bank.example"}
 	r.commit(e)
+	r.commit(&vault.Event{ // an answer to a question about it
+		Run: "t-1", Call: "c-1", Class: vault.ClassApproval, Phase: vault.PhaseNoted, Verdict: vault.Allow, Kind: e.Kind, Target: e.Target,
+		Fields: []vault.Field{{Name: "question", Value: []byte("may bank.example have it?")}},
+	})
 	var b bytes.Buffer
 	if err := r.led.ExportRun(t.Context(), &b, "t-1", ExportOptions{}); err != nil {
 		t.Fatal(err)

@@ -140,7 +140,9 @@ func (l *Ledger) draft(e *vault.Event) (*draft, error) {
 	given := e.Fields
 	if namesPerson(e.Kind) && e.Target.Name != "" {
 		d.leaf.Tool = ""
-		given = append(given[:len(given):len(given)], vault.Field{Name: fieldTarget, Value: []byte(e.Target.Name)})
+		if indexOf(names, fieldTarget) >= 0 { // an answer has no such field: its question says it
+			given = append(given[:len(given):len(given)], vault.Field{Name: fieldTarget, Value: []byte(e.Target.Name)})
+		}
 	}
 	values := make([][]byte, len(names))
 	present := 0
