@@ -99,7 +99,7 @@ func condition(name string) (bool, error) {
 const wholeTest = 4 * time.Minute
 
 // patience is how long a script waits for something to happen before it fails.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
