@@ -144,42 +144,78 @@ func TestEgress(t *testing.T) {
 		sent             string        // what arrives, if anything does
 		result           string        // part of what comes back
 	}{
-		{name: "a request that is granted", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7"}`,
-			sent: "GET api.example.com/v1/accounts/7", result: `"body":"{\"balance\":\"12.50 EUR\"}"`},
-		{name: "a query that is granted", host: "www.example.com", args: `{"method":"GET","path":"/find?q=a%2Fb"}`,
-			sent: "GET www.example.com/find?q=a%2Fb", result: `"status":200`},
-		{name: "a body that is granted", host: "www.example.com", args: `{"method":"POST","path":"/form","body":"a=b","content_type":"application/x-www-form-urlencoded"}`,
-			sent: "POST www.example.com/form a=b", result: `"status":200`},
-		{name: "a redirect is shown and not followed", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/moved"}`,
-			sent: "GET api.example.com/v1/accounts/moved", result: `"location":"https://evil.example.com/collect"`},
-		{name: "another method", host: "api.example.com", args: `{"method":"DELETE","path":"/v1/accounts/7"}`,
-			code: vault.CodeCapabilityArgument, path: "/method", executed: stopped, phases: refused},
-		{name: "another path", host: "api.example.com", args: `{"method":"GET","path":"/v1/admin"}`,
-			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused},
-		{name: "a path below", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7/owner"}`,
-			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused},
-		{name: "a query that a star would take along", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7?to=evil"}`,
-			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused},
-		{name: "a parameter more than is granted", host: "www.example.com", args: `{"method":"GET","path":"/find?q=a&to=evil"}`,
-			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused},
-		{name: "a path that climbs out of what was granted", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/.."}`,
-			code: vault.CodeArgsSchema, path: "/path", executed: stopped, phases: failed},
-		{name: "a body that no method carries", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7","body":"x"}`,
-			code: vault.CodeCapabilityArgument, path: "/body", executed: stopped, phases: refused},
-		{name: "a body that this method does not carry", host: "www.example.com", args: `{"method":"GET","path":"/form","body":"x"}`,
-			code: vault.CodeArgsSchema, path: "/body", executed: stopped, phases: failed},
-		{name: "a media type that is not data", host: "www.example.com", args: `{"method":"POST","path":"/form","body":"x","content_type":"text/html"}`,
-			code: vault.CodeCapabilityArgument, path: "/content_type", executed: stopped, phases: refused},
-		{name: "a header of the agent's own", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7","headers":{"Authorization":"x"}}`,
-			code: vault.CodeCapabilityArgument, path: "/headers", executed: stopped, phases: refused},
-		{name: "another host", host: "evil.example.com", args: `{"method":"GET","path":"/v1/accounts/7"}`,
-			code: vault.CodeCapabilityTarget, executed: stopped, phases: refused},
-		{name: "another port", host: "api.example.com:8443", args: `{"method":"GET","path":"/v1/accounts/7"}`,
-			code: vault.CodeCapabilityTarget, executed: stopped, phases: refused},
-		{name: "a name that leads inside", host: "inside.example.com", args: `{"method":"GET","path":"/latest/meta-data/iam"}`,
-			code: vault.CodeEgressAddress, executed: stopped, phases: failed},
-		{name: "an answer beyond the bound", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/huge"}`,
-			code: vault.CodeUpstreamTooLarge, executed: went, phases: failed, sent: "GET api.example.com/v1/accounts/huge"},
+		{
+			name: "a request that is granted", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7"}`,
+			sent: "GET api.example.com/v1/accounts/7", result: `"body":"{\"balance\":\"12.50 EUR\"}"`,
+		},
+		{
+			name: "a query that is granted", host: "www.example.com", args: `{"method":"GET","path":"/find?q=a%2Fb"}`,
+			sent: "GET www.example.com/find?q=a%2Fb", result: `"status":200`,
+		},
+		{
+			name: "a body that is granted", host: "www.example.com", args: `{"method":"POST","path":"/form","body":"a=b","content_type":"application/x-www-form-urlencoded"}`,
+			sent: "POST www.example.com/form a=b", result: `"status":200`,
+		},
+		{
+			name: "a redirect is shown and not followed", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/moved"}`,
+			sent: "GET api.example.com/v1/accounts/moved", result: `"location":"https://evil.example.com/collect"`,
+		},
+		{
+			name: "another method", host: "api.example.com", args: `{"method":"DELETE","path":"/v1/accounts/7"}`,
+			code: vault.CodeCapabilityArgument, path: "/method", executed: stopped, phases: refused,
+		},
+		{
+			name: "another path", host: "api.example.com", args: `{"method":"GET","path":"/v1/admin"}`,
+			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused,
+		},
+		{
+			name: "a path below", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7/owner"}`,
+			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused,
+		},
+		{
+			name: "a query that a star would take along", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7?to=evil"}`,
+			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused,
+		},
+		{
+			name: "a parameter more than is granted", host: "www.example.com", args: `{"method":"GET","path":"/find?q=a&to=evil"}`,
+			code: vault.CodeCapabilityArgument, path: "/path", executed: stopped, phases: refused,
+		},
+		{
+			name: "a path that climbs out of what was granted", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/.."}`,
+			code: vault.CodeArgsSchema, path: "/path", executed: stopped, phases: failed,
+		},
+		{
+			name: "a body that no method carries", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7","body":"x"}`,
+			code: vault.CodeCapabilityArgument, path: "/body", executed: stopped, phases: refused,
+		},
+		{
+			name: "a body that this method does not carry", host: "www.example.com", args: `{"method":"GET","path":"/form","body":"x"}`,
+			code: vault.CodeArgsSchema, path: "/body", executed: stopped, phases: failed,
+		},
+		{
+			name: "a media type that is not data", host: "www.example.com", args: `{"method":"POST","path":"/form","body":"x","content_type":"text/html"}`,
+			code: vault.CodeCapabilityArgument, path: "/content_type", executed: stopped, phases: refused,
+		},
+		{
+			name: "a header of the agent's own", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/7","headers":{"Authorization":"x"}}`,
+			code: vault.CodeCapabilityArgument, path: "/headers", executed: stopped, phases: refused,
+		},
+		{
+			name: "another host", host: "evil.example.com", args: `{"method":"GET","path":"/v1/accounts/7"}`,
+			code: vault.CodeCapabilityTarget, executed: stopped, phases: refused,
+		},
+		{
+			name: "another port", host: "api.example.com:8443", args: `{"method":"GET","path":"/v1/accounts/7"}`,
+			code: vault.CodeCapabilityTarget, executed: stopped, phases: refused,
+		},
+		{
+			name: "a name that leads inside", host: "inside.example.com", args: `{"method":"GET","path":"/latest/meta-data/iam"}`,
+			code: vault.CodeEgressAddress, executed: stopped, phases: failed,
+		},
+		{
+			name: "an answer beyond the bound", host: "api.example.com", args: `{"method":"GET","path":"/v1/accounts/huge"}`,
+			code: vault.CodeUpstreamTooLarge, executed: went, phases: failed, sent: "GET api.example.com/v1/accounts/huge",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			task := r.mint(file(tt.name)) // a task of its own, so that nothing was read before
