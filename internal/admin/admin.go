@@ -37,14 +37,12 @@ type Status struct {
 	Tenant    string    `json:"tenant"`
 	Cluster   string    `json:"cluster"` // audience of its capabilities
 	Ledger    uint64    `json:"ledger"`  // events
-	Origin    string    `json:"origin"`
 	LedgerKey string    `json:"ledger_key"` // note verifier key, for pinning
 	Grade     string    `json:"grade"`      // of the process sandbox
 	Policy    string    `json:"policy"`
 	Approvers int       `json:"approvers"`
 	OpenAsks  int       `json:"open_approvals"`
 	Resident  uint64    `json:"resident_bytes"`
-	Killed    bool      `json:"killed"`
 	Warnings  []string  `json:"warnings"`
 	// ApprovalKey signs questions; what a person answers must verify under it.
 	ApprovalKey []byte `json:"approval_key"`
