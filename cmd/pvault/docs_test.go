@@ -220,7 +220,9 @@ func TestCommandsInDocuments(t *testing.T) {
 // checkCommand looks up one command line: its sub-command, and every flag.
 func checkCommand(t *testing.T, where string, words []string) {
 	t.Helper()
-	if i := slices.IndexFunc(words, func(w string) bool { return w == "--" || w == "#" || w == ">" || w == "|" || strings.HasPrefix(w, "3<") }); i >= 0 {
+	if i := slices.IndexFunc(words, func(w string) bool {
+		return w == "--" || w == "#" || w == ">" || w == "|" || strings.HasPrefix(w, "3<")
+	}); i >= 0 {
 		words = words[:i]
 	}
 	root := new(app).root()
