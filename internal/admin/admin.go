@@ -35,8 +35,8 @@ type Status struct {
 	Data      string    `json:"data"`
 	HTTP      string    `json:"http"`
 	Tenant    string    `json:"tenant"`
-	Cluster   string    `json:"cluster"` // audience of its capabilities
-	Ledger    uint64    `json:"ledger"`  // events
+	Cluster   string    `json:"cluster"`    // audience of its capabilities
+	Ledger    uint64    `json:"ledger"`     // events
 	LedgerKey string    `json:"ledger_key"` // note verifier key, for pinning
 	Grade     string    `json:"grade"`      // of the process sandbox
 	Policy    string    `json:"policy"`
