@@ -197,7 +197,16 @@ func TestTreeDigest(t *testing.T) {
 	base := map[string]string{"a": "1", "d/b": "2", "x*": "3", "l": "-> a"}
 	digest := func(files map[string]string) vault.Digest {
 		t.Helper()
-		d, err := DigestTree(t.Context(), writeTree(t, files))
+		root, err := os.OpenRoot(writeTree(t, files))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		list, err := readTree(t.Context(), root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := digestFiles(t.Context(), root, list)
 		if err != nil {
 			t.Fatal(err)
 		}

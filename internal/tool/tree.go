@@ -30,7 +30,7 @@ const (
 // what starts them. The zero Tree is none.
 type Tree struct {
 	Dir     string       `json:"dir,omitempty"`    // absolute
-	Digest  vault.Digest `json:"digest,omitzero"`  // of the files, see [DigestTree]
+	Digest  vault.Digest `json:"digest,omitzero"`  // of the files, whatever their times and owners
 	Runtime Runtime      `json:"runtime,omitzero"` // what executes the entry
 	Entry   string       `json:"entry,omitempty"`  // file below Dir, slash-separated
 
@@ -159,23 +159,10 @@ func readTreeFile(root *os.Root, p string) (treeFile, error) {
 	return f, nil
 }
 
-// DigestTree returns the content digest of a directory: Hash("tree") over one
+// digestFiles returns the content digest of a tree: Hash("tree") over one
 // digest for each object below it, sorted by path. An object counts with its
 // path, its type, whether it is executable, the SHA-256 of its content and the
 // target of a link. Times and owners do not count.
-func DigestTree(ctx context.Context, dir string) (vault.Digest, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return vault.Digest{}, fmt.Errorf("digest tree: %w", err)
-	}
-	defer root.Close()
-	files, err := readTree(ctx, root)
-	if err != nil {
-		return vault.Digest{}, err
-	}
-	return digestFiles(ctx, root, files)
-}
-
 func digestFiles(ctx context.Context, root *os.Root, files []treeFile) (vault.Digest, error) {
 	leaves := make([][]byte, 0, len(files))
 	for _, f := range files {
