@@ -255,41 +255,38 @@ func (g *cgroup) remove() error {
 	return errors.Join(errs...)
 }
 
-func (g *cgroup) number(ctl, file string) int64 {
+// read returns a file of the group, "" for one that cannot be read.
+func (g *cgroup) read(ctl, file string) string {
 	dir, ok := g.dirs[ctl]
 	if !ok {
-		return 0
+		return ""
 	}
 	b, err := os.ReadFile(filepath.Join(dir, file))
 	if err != nil {
-		return 0
+		return ""
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n
+	return strings.TrimSpace(string(b))
 }
 
-// field returns a value of a "name value" list.
+// number returns the value in a file, 0 for one that cannot be read.
+func (g *cgroup) number(ctl, file string) int64 { return atoi(g.read(ctl, file)) }
+
+// field returns a value of a "name value" list, 0 for one that cannot be read.
 func (g *cgroup) field(ctl, file, name string) int64 {
-	dir, ok := g.dirs[ctl]
-	if !ok {
-		return 0
-	}
-	b, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(g.read(ctl, file)) {
 		if k, v, ok := strings.Cut(strings.TrimSpace(line), " "); ok && k == name {
-			n, err := strconv.ParseInt(v, 10, 64)
-			if err == nil {
-				return n
-			}
+			return atoi(v)
 		}
 	}
 	return 0
+}
+
+func atoi(s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 0 // also for "max" and what is out of range
+	}
+	return n
 }
 
 // oomKills returns how many tasks of the group the kernel killed for memory.
