@@ -329,6 +329,9 @@ func (d *Daemon) openGateway(context.Context) error {
 	d.front, err = mcp.NewFront(mcp.FrontConfig{
 		Gateway:      d.gateway,
 		Authenticate: d.authenticate,
+		Refused: func(_ context.Context, _ *vault.Credential, denial *vault.Denial) {
+			d.gateway.CountStranger("mcp", denial.Reason.Code)
+		},
 		Upstreams:    d.upstreams,
 		Name:         "vault",
 		Version:      Version,
