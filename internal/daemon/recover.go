@@ -49,7 +49,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 // closeUnknown closes an intent of a daemon that died, and joins the most its
 // target can carry to the agent's label.
 func (d *Daemon) closeUnknown(ctx context.Context, o ledger.OpenIntent) error {
-	if _, err := d.ledger.Commit(ctx, o.Unknown()); err != nil {
+	if err := d.commitLate(ctx, o.Unknown()); err != nil {
 		return err
 	}
 	label := vault.Label{Sources: []vault.Source{{Kind: o.Kind, Name: o.Target.Name}}} // the worst
@@ -123,22 +123,39 @@ func (d *Daemon) agentOf(ctx context.Context, run vault.TaskID) (vault.AgentID, 
 	return "", nil
 }
 
-// recoverTasks closes runs whose task was closed, or whose opening got no further
-// than the ledger.
+// recoverTasks revokes again what was closed, and closes runs whose task was
+// closed, or whose opening got no further than the ledger.
 func (d *Daemon) recoverTasks(ctx context.Context, runs []vault.TaskID) error {
-	open, err := d.rows.Tasks(ctx, store.TaskOpen)
+	rows, err := d.rows.Tasks(ctx, "")
 	if err != nil {
-		return fmt.Errorf("list open tasks: %w", err)
+		return fmt.Errorf("list tasks: %w", err)
 	}
-	known := map[vault.TaskID]bool{"": true} // the daemon's own run stays open
-	for _, row := range open {
-		known[row.ID] = true
-	}
-	for _, run := range runs {
-		if known[run] {
+	known := make(map[vault.TaskID]store.Task, len(rows))
+	for _, row := range rows {
+		known[row.ID] = row
+		if row.State == store.TaskOpen {
 			continue
 		}
-		if err := d.closeTask(ctx, store.Task{ID: run, State: store.TaskClosed, Opened: time.Now(), Doc: []byte("{}")}, "closed when the daemon started"); err != nil {
+		doc, err := decodeTask(row)
+		if err != nil {
+			return err
+		}
+		if !doc.Expires.IsZero() && !time.Now().Before(doc.Expires) {
+			continue // its capability is over by itself
+		}
+		if err := d.revoked.Add(capability.Revocation{Task: row.ID, At: time.Now()}); err != nil {
+			return fmt.Errorf("revoke task %s: %w", row.ID, err)
+		}
+	}
+	for _, run := range runs {
+		row, ok := known[run]
+		switch {
+		case run == "" || ok && row.State == store.TaskOpen: // the daemon's own run stays open
+			continue
+		case !ok:
+			row = store.Task{ID: run, Opened: time.Now(), Doc: []byte("{}")}
+		}
+		if err := d.closeTask(ctx, row, "closed when the daemon started"); err != nil {
 			return err
 		}
 	}

@@ -144,8 +144,7 @@ func (d *Daemon) recordRun(ctx context.Context, grant *vault.Grant, r admin.RunR
 			{Name: "note", Value: []byte(string(phase) + " " + note)},
 		},
 	}
-	_, err = d.ledger.Commit(context.WithoutCancel(ctx), e)
-	return err
+	return d.commitLate(context.WithoutCancel(ctx), e)
 }
 
 // cancelWith kills p when what it runs under is revoked. The function it returns

@@ -228,8 +228,13 @@ func (d *Daemon) signedBy(approver string) string {
 	return a.ID()
 }
 
-// closeTask ends an instance: its capability is revoked, then its run gets the
-// closing record that makes it complete.
+// closeWait is how long the end of a task waits for calls that were cancelled. It
+// is more than a server needs to let go; a client that does not read takes longer.
+const closeWait = 2 * time.Second
+
+// closeTask ends an instance: its capability is revoked, which cancels the calls in
+// flight, and when they have ended its run gets the closing record that makes it
+// complete. If that takes long, it happens in the background or at the next start.
 func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) error {
 	if err := d.revoked.Add(capability.Revocation{Task: row.ID, At: time.Now()}); err != nil {
 		return err
@@ -238,16 +243,52 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 	if err := d.rows.PutTask(ctx, row); err != nil {
 		return err
 	}
+	d.upstreams.EndTask(d.tenant, row.ID)
+	idle := d.gateway.Tasks.Idle(row.ID)
+	t := time.NewTimer(closeWait)
+	defer t.Stop()
+	select {
+	case <-idle:
+		return d.closeRun(ctx, row.ID, why)
+	case <-t.C:
+	}
+	if d.ctx.Err() != nil {
+		return nil // the next start closes it
+	}
+	d.work.Go(func() {
+		select {
+		case <-idle:
+			if err := d.closeRun(d.ctx, row.ID, why); err != nil {
+				d.log.Error("run not closed", "task", string(row.ID), "err", err)
+			}
+		case <-d.ctx.Done():
+		}
+	})
+	return nil
+}
+
+// closeRun writes the last record of a run in which nothing is in flight.
+func (d *Daemon) closeRun(ctx context.Context, id vault.TaskID, why string) error {
 	_, err := d.ledger.Commit(ctx, &vault.Event{
-		Run: row.ID, Class: vault.ClassTask, Phase: vault.PhaseClosed, Verdict: vault.Allow, Reason: vault.CodeTaskClosed,
+		Run: id, Class: vault.ClassTask, Phase: vault.PhaseClosed, Verdict: vault.Allow, Reason: vault.CodeTaskClosed,
 		Fields: []vault.Field{{Name: "by", Value: []byte(why)}},
 	})
 	if err != nil {
 		return err
 	}
-	d.gateway.Tasks.Forget(row.ID)
-	d.upstreams.EndTask(d.tenant, row.ID)
+	d.gateway.Tasks.Forget(id)
 	return nil
+}
+
+// commitLate records what may come after the end of its run: then it stands in the
+// daemon's own, because a closed run is complete and takes no more.
+func (d *Daemon) commitLate(ctx context.Context, e *vault.Event) error {
+	_, err := d.ledger.Commit(ctx, e)
+	if denial := vault.DenialOf(err); denial != nil && denial.Reason.Code == vault.CodeTaskClosed {
+		e.Run = ""
+		_, err = d.ledger.Commit(ctx, e)
+	}
+	return err
 }
 
 // expireTasks closes the instances whose life is over.

@@ -95,11 +95,22 @@ func (g *Gateway) outcome(ctx context.Context, f *vault.Facts, o outcome) (vault
 	if len(o.notes) > 0 {
 		e.Fields = append(e.Fields, vault.Field{Name: "note", Value: note(o.notes)})
 	}
-	ctx = context.WithoutCancel(ctx)
+	record := g.Recorder.Sequence
 	if g.OutcomeDurable != nil && g.OutcomeDurable(f) {
-		return g.Recorder.Commit(ctx, e)
+		record = g.Recorder.Commit
 	}
-	return g.Recorder.Sequence(ctx, e)
+	return g.late(context.WithoutCancel(ctx), e, record)
+}
+
+// late records what may come after the end of its run: then it is the daemon's,
+// because a closed run is complete and takes no more.
+func (g *Gateway) late(ctx context.Context, e *vault.Event, record func(context.Context, *vault.Event) (vault.Receipt, error)) (vault.Receipt, error) {
+	receipt, err := record(ctx, e)
+	if d := vault.DenialOf(err); d != nil && d.Reason.Code == vault.CodeTaskClosed {
+		e.Run = ""
+		receipt, err = record(ctx, e)
+	}
+	return receipt, err
 }
 
 // refuse records that a call did not run and returns d with its place in the
@@ -132,12 +143,7 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 		{Name: "caller", Value: []byte(f.Call.Agent)},
 		{Name: "note", Value: note(reasons)},
 	}
-	receipt, err := g.Recorder.Commit(context.WithoutCancel(ctx), e)
-	if d := vault.DenialOf(err); d != nil && d.Reason.Code == vault.CodeTaskClosed {
-		// A closed run is complete and takes no more; the refusal is the daemon's.
-		e.Run = ""
-		receipt, err = g.Recorder.Commit(context.WithoutCancel(ctx), e)
-	}
+	receipt, err := g.late(context.WithoutCancel(ctx), e, g.Recorder.Commit)
 	if err != nil {
 		g.Log.ErrorContext(ctx, "refusal not recorded", "call", f.Call.ID, "err", err)
 		return d

@@ -35,6 +35,7 @@ type Tasks struct {
 type task struct {
 	admit    sync.Mutex // held while a call of the task is admitted
 	inFlight int
+	idle     chan struct{} // closed when inFlight is zero again; nil if nobody waits
 	calls    int
 	denies   int
 	entries  map[string]*entry
@@ -151,7 +152,10 @@ func (t *Tasks) end(e *entry, res vault.Result, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.get(e.task)
-	k.inFlight--
+	if k.inFlight--; k.inFlight == 0 && k.idle != nil {
+		close(k.idle)
+		k.idle = nil
+	}
 	e.res, e.err = res, err
 	if e.ran {
 		k.calls++
@@ -327,6 +331,21 @@ func (t *Tasks) Restore(counters map[string]int64, calls []Past) {
 		k.calls++
 		k.remember(p.ID, pastCall{intent: p.Intent, unknown: p.Phase == vault.PhaseUnknown})
 	}
+}
+
+// Idle returns a channel that is closed once no call of a task is in flight. Who
+// closes a run waits for it: an outcome has its place before the run's last record.
+func (t *Tasks) Idle(id vault.TaskID) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.tasks[id]
+	if k == nil || k.inFlight == 0 {
+		return closed
+	}
+	if k.idle == nil {
+		k.idle = make(chan struct{})
+	}
+	return k.idle
 }
 
 // Forget drops a closed task.
