@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -144,38 +145,65 @@ func showServer(w io.Writer, s admin.Server) {
 	}
 }
 
+// shownNow is the value of --accept without one.
+const shownNow = "now"
+
 func (a *app) serverReview() *cobra.Command {
-	var approver string
-	var accept bool
+	var approver, accept string
 	c := &cobra.Command{
 		Use: "review NAME", Short: "Look at what changed in a server, and accept it", Args: cobra.ExactArgs(1),
-		Long: "Ask the server for its tools again and show what differs from the pinned definitions.\nWith --accept the new definitions are pinned.",
+		Long: `Ask the server for its tools again and show what differs from the pinned definitions.
+
+With --accept=REVIEW exactly the definitions of that review are pinned; if the server
+offers something else by now, nothing is. With --accept alone those that are shown
+this time are pinned.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, conf, err := a.client()
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			var s admin.Server
-			if accept {
+			s, err := client.ReviewServer(cmd.Context(), args[0], "", nil)
+			if err != nil {
+				return err
+			}
+			if accept != "" {
+				if accept != shownNow && accept != s.Review {
+					return fmt.Errorf("%s offers something else than in review %s; look again: pvault server review %s", args[0], accept, args[0])
+				}
 				key, err := a.signer(conf, approver)
 				if err != nil {
 					return err
 				}
 				defer key.Close()
-				s, err = client.ReviewServer(cmd.Context(), args[0], approver, key)
-				if err != nil {
+				if !a.json {
+					showOffers(a.out, s)
+				}
+				if s, err = client.AcceptServer(cmd.Context(), args[0], s.Offers, approver, key); err != nil {
 					return err
 				}
-			} else if s, err = client.ReviewServer(cmd.Context(), args[0], "", nil); err != nil {
-				return err
 			}
-			return a.print(s, func(w io.Writer) { showServer(w, s) })
+			return a.print(s, func(w io.Writer) {
+				showServer(w, s)
+				showOffers(w, s)
+				if s.Review != "" {
+					fmt.Fprintf(w, "pin these definitions: pvault server review %s --accept=%s\n", s.Name, s.Review)
+				}
+			})
 		},
 	}
-	c.Flags().BoolVar(&accept, "accept", false, "pin the definitions as they are now")
+	c.Flags().StringVar(&accept, "accept", "", "pin the definitions of this review; without a value, those shown this time")
+	c.Flags().Lookup("accept").NoOptDefVal = shownNow
 	c.Flags().StringVar(&approver, "approver", "default", "approver key to sign with")
 	return c
+}
+
+// showOffers prints the definitions that can be accepted. They are the server's
+// words, so they are quoted.
+func showOffers(w io.Writer, s admin.Server) {
+	for _, o := range s.Offers {
+		fmt.Fprintf(w, "  offers  %s %s: %s\n", o.Kind, strconv.Quote(o.Name), strconv.QuoteToGraphic(o.Text))
+	}
 }
 
 func (a *app) serverRemove() *cobra.Command {

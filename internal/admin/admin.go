@@ -124,6 +124,35 @@ type Server struct {
 	New         []string          `json:"new,omitempty"`         // tools nobody has reviewed
 	Findings    []string          `json:"findings,omitempty"`
 	State       string            `json:"state"`
+	Offers      []Offer           `json:"offers,omitempty"` // what an approver can accept
+	Review      string            `json:"review,omitempty"` // names exactly these offers; empty if there are none
+}
+
+// An Offer is a definition that a server lists and that is not pinned. Who accepts
+// names the digest, so that what the server lists by then makes no difference.
+type Offer struct {
+	Kind   vault.Kind   `json:"kind"`
+	Name   string       `json:"name"`
+	Digest vault.Digest `json:"digest"`
+	Text   string       `json:"text,omitempty"` // the definition; empty if it is what was pinned before
+}
+
+// ReviewOf names a list of offers by its digest. It is not shortened: a server
+// that makes both halves of a collision needs only the root of the work.
+func ReviewOf(offers []Offer) string {
+	if len(offers) == 0 {
+		return ""
+	}
+	var parts [][]byte
+	for _, o := range offers {
+		parts = append(parts, []byte(o.Kind), []byte(o.Name), o.Digest[:])
+	}
+	return vault.Hash("review", parts...).String()
+}
+
+// An AcceptRequest pins definitions that were looked at.
+type AcceptRequest struct {
+	Offers []Offer `json:"offers"` // texts are not needed
 }
 
 // A RunRequest starts a program in a sandbox under a task's capability.
@@ -182,8 +211,9 @@ type Backend interface {
 
 	Servers(ctx context.Context) ([]Server, error)
 	AddServer(ctx context.Context, approver string, r ServerRequest, out func(Frame) error) (Server, error) // signed
-	ReviewServer(ctx context.Context, approver, name string, accept bool) (Server, error)                   // signed when accept
-	RemoveServer(ctx context.Context, approver, name string) error                                          // signed
+	ReviewServer(ctx context.Context, name string) (Server, error)
+	AcceptServer(ctx context.Context, approver, name string, r AcceptRequest) (Server, error) // signed
+	RemoveServer(ctx context.Context, approver, name string) error                            // signed
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)

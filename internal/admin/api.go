@@ -98,10 +98,10 @@ func (s *API) Handler() http.Handler {
 		})
 	})
 	mux.HandleFunc("GET /v1/servers/{name}/review", reply(s, func(r *http.Request) (any, error) {
-		return b.ReviewServer(r.Context(), "", r.PathValue("name"), false)
+		return b.ReviewServer(r.Context(), r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /v1/servers/{name}/review", signed(s, func(r *http.Request, approver string, _ struct{}) (any, error) {
-		return b.ReviewServer(r.Context(), approver, r.PathValue("name"), true)
+	mux.HandleFunc("POST /v1/servers/{name}/review", signed(s, func(r *http.Request, approver string, in AcceptRequest) (any, error) {
+		return b.AcceptServer(r.Context(), approver, r.PathValue("name"), in)
 	}))
 	mux.HandleFunc("DELETE /v1/servers/{name}", signed(s, func(r *http.Request, approver string, _ struct{}) (any, error) {
 		return struct{}{}, b.RemoveServer(r.Context(), approver, r.PathValue("name"))

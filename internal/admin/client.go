@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -243,14 +244,25 @@ func (c *Client) AddServer(ctx context.Context, r ServerRequest, approver string
 	return *got, nil
 }
 
-// ReviewServer shows what changed in a server; with a key it accepts the change.
+// ReviewServer shows what changed in a server. With a key it accepts all that it
+// was shown.
 func (c *Client) ReviewServer(ctx context.Context, name, approver string, key Signer) (s Server, err error) {
-	path := "/v1/servers/" + url.PathEscape(name) + "/review"
-	if key == nil {
-		return s, c.json(ctx, http.MethodGet, path, nil, &s)
+	if err := c.json(ctx, http.MethodGet, reviewPath(name), nil, &s); err != nil || key == nil {
+		return s, err
 	}
-	return s, c.signedJSON(ctx, http.MethodPost, path, struct{}{}, &s, approver, key)
+	return c.AcceptServer(ctx, name, s.Offers, approver, key)
 }
+
+// AcceptServer pins what [Client.ReviewServer] has shown.
+func (c *Client) AcceptServer(ctx context.Context, name string, offers []Offer, approver string, key Signer) (s Server, err error) {
+	r := AcceptRequest{Offers: slices.Clone(offers)}
+	for i := range r.Offers {
+		r.Offers[i].Text = "" // the digest says it
+	}
+	return s, c.signedJSON(ctx, http.MethodPost, reviewPath(name), r, &s, approver, key)
+}
+
+func reviewPath(name string) string { return "/v1/servers/" + url.PathEscape(name) + "/review" }
 
 // RemoveServer unregisters a server.
 func (c *Client) RemoveServer(ctx context.Context, name, approver string, key Signer) error {

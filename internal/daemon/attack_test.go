@@ -103,6 +103,37 @@ func TestClosedTaskStaysClosed(t *testing.T) {
 	}
 }
 
+// TestReviewAcceptsWhatWasShown: an approver accepts the definitions that were
+// looked at. What the server offers by then instead stays in quarantine.
+func TestReviewAcceptsWhatWasShown(t *testing.T) {
+	r := startDaemon(t, nil)
+	u := newUpstream(t, "act")
+	r.addURL("up", u.url)
+	u.redefine(`{"type":"object","properties":{"harmless":{"type":"string"}}}`)
+	seen, err := r.admin.ReviewServer(t.Context(), "up", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(seen.Offers) != 1 || !strings.Contains(seen.Offers[0].Text, "harmless") {
+		t.Fatalf("the review shows %+v", seen.Offers)
+	}
+	u.redefine(`{"type":"object","properties":{"harmful":{"type":"string"}}}`)
+	var refused *admin.Error
+	if s, err := r.admin.AcceptServer(t.Context(), "up", seen.Offers, approverName, r.approver); !errors.As(err, &refused) {
+		t.Errorf("accepted something else than was shown: %+v, %v", s, err)
+	}
+	task := r.mint(taskFor("use what was not reviewed", 5, "up.act: {args: any}"))
+	wantDenied(t, r.callAs(task, "", "up", "act", `{"harmful":"x"}`), vault.CodeToolQuarantined, vault.ExecutedNo)
+
+	if seen, err = r.admin.ReviewServer(t.Context(), "up", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.admin.AcceptServer(t.Context(), "up", seen.Offers, approverName, r.approver); err != nil {
+		t.Fatal(err)
+	}
+	wantAllowed(t, r.callAs(task, "", "up", "act", `{"harmful":"x"}`))
+}
+
 // TestSandboxNeverSeesVault: nothing that holds Vault's own data is shown to a
 // program or a server, by whatever name it goes.
 func TestSandboxNeverSeesVault(t *testing.T) {

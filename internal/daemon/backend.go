@@ -324,9 +324,14 @@ func (b backend) AddServer(ctx context.Context, approver string, r admin.ServerR
 	})
 }
 
-// ReviewServer shows or accepts what changed in a server.
-func (b backend) ReviewServer(ctx context.Context, approver, name string, accept bool) (admin.Server, error) {
-	return b.d.reviewServer(ctx, approver, name, accept)
+// ReviewServer shows what changed in a server.
+func (b backend) ReviewServer(ctx context.Context, name string) (admin.Server, error) {
+	return b.d.reviewServer(ctx, name)
+}
+
+// AcceptServer pins what was shown.
+func (b backend) AcceptServer(ctx context.Context, approver, name string, r admin.AcceptRequest) (admin.Server, error) {
+	return b.d.acceptServer(ctx, approver, name, r)
 }
 
 // RemoveServer unregisters a server.

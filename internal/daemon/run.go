@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -99,34 +100,69 @@ func (d *Daemon) runSpec(r admin.RunRequest, grant *vault.Grant) (sandbox.Spec, 
 	if err != nil {
 		return sandbox.Spec{}, invalid(err)
 	}
+	if _, err := d.foreign(program, false); err != nil {
+		return sandbox.Spec{}, err
+	}
 	spec := sandbox.Spec{
 		Argv:     append([]string{program}, r.Argv[1:]...),
 		Env:      map[string]string{"PVAULT_URL": "http://" + sandbox.ProxyAddr},
 		MinGrade: max(d.minGrade(), grant.MinGrade),
 		Limits:   sandbox.Limits{Memory: d.conf.Limits.Memory, Pids: d.conf.Limits.Processes},
 	}
-	for _, p := range r.ReadOnly {
-		if err := d.foreign(p); err != nil {
-			return sandbox.Spec{}, err
-		}
-		spec.ReadOnly = append(spec.ReadOnly, sandbox.Mount{Host: p})
-	}
-	for _, p := range r.ReadWrite {
-		if err := d.foreign(p); err != nil {
-			return sandbox.Spec{}, err
-		}
-		spec.ReadWrite = append(spec.ReadWrite, sandbox.Mount{Host: p})
-	}
-	return spec, nil
+	return spec, d.show(&spec, r.ReadOnly, r.ReadWrite)
 }
 
-// foreign refuses to show the daemon's own data to a sandbox, also by way of a
-// directory above it.
-func (d *Daemon) foreign(path string) error {
-	if within(path, d.conf.Data) || within(d.conf.Data, path) {
-		return invalid(fmt.Errorf("%s holds Vault's own data: no sandbox gets to see that", path))
+// show adds to spec what the guest may read and write of this host, under the
+// names that were asked for.
+func (d *Daemon) show(spec *sandbox.Spec, read, write []string) error {
+	for _, p := range read {
+		host, err := d.foreign(p, false)
+		if err != nil {
+			return err
+		}
+		spec.ReadOnly = append(spec.ReadOnly, sandbox.Mount{Host: host, Guest: filepath.Clean(p)})
+	}
+	for _, p := range write {
+		host, err := d.foreign(p, true)
+		if err != nil {
+			return err
+		}
+		spec.ReadWrite = append(spec.ReadWrite, sandbox.Mount{Host: host, Guest: filepath.Clean(p)})
 	}
 	return nil
+}
+
+// foreign returns where path really is, unless a sandbox would see something of
+// Vault's own there, also by way of a link or a directory above it: its data, the
+// socket on which it takes its guests' uid for the operator's, or, to write, the
+// policy that decides about them.
+func (d *Daemon) foreign(path string, write bool) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", invalid(fmt.Errorf("%s: want an absolute path", path))
+	}
+	host, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", invalid(err)
+	}
+	own := []string{d.conf.Data, d.conf.Socket()}
+	if write {
+		for _, b := range d.conf.Policy.Bundles {
+			own = append(own, b.Dir)
+		}
+	}
+	for _, o := range own {
+		o, err := filepath.EvalSymlinks(o)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // what is not there cannot be seen
+		}
+		if err != nil {
+			return "", fmt.Errorf("look at %s: %w", path, err)
+		}
+		if within(host, o) || within(o, host) {
+			return "", invalid(fmt.Errorf("%s holds what is Vault's own: no sandbox gets to see that", path))
+		}
+	}
+	return host, nil
 }
 
 // recordRun records that a program starts or ended.
@@ -278,6 +314,7 @@ func (c *handedConn) Close() error {
 }
 
 // within reports whether path is dir or below it, by what the two really are.
+// Neither has links in it.
 func within(path, dir string) bool {
 	for p := path; ; {
 		a, err1 := os.Stat(p)

@@ -120,11 +120,8 @@ func (d *Daemon) spawn(ctx context.Context, id vault.ServerID) (mcp.Process, err
 		MinGrade: d.minGrade(),
 		Limits:   sandbox.Limits{Memory: d.conf.Limits.Memory, Pids: d.conf.Limits.Processes},
 	}
-	for _, p := range launch.Read {
-		spec.ReadOnly = append(spec.ReadOnly, sandbox.Mount{Host: p})
-	}
-	for _, p := range launch.Write {
-		spec.ReadWrite = append(spec.ReadWrite, sandbox.Mount{Host: p})
+	if err := d.show(&spec, launch.Read, launch.Write); err != nil {
+		return nil, err
 	}
 	p, err := d.jail.Start(context.WithoutCancel(ctx), spec)
 	if err != nil {
@@ -185,6 +182,9 @@ func (d *Daemon) addServer(ctx context.Context, approver string, r admin.ServerR
 	reg, err := tool.ParseRegistration(r.Registration)
 	if err != nil {
 		return admin.Server{}, invalid(err)
+	}
+	if err := d.show(new(sandbox.Spec), reg.Read, reg.Write); err != nil {
+		return admin.Server{}, err
 	}
 	if _, err := d.catalogue.Server(r.Name); err == nil {
 		return admin.Server{}, invalid(fmt.Errorf("a server %q is registered already; remove it first with pvault server rm", r.Name))
@@ -323,7 +323,7 @@ func (d *Daemon) recordServer(ctx context.Context, approver, name, what string) 
 	return err
 }
 
-func (d *Daemon) reviewServer(ctx context.Context, approver, name string, accept bool) (admin.Server, error) {
+func (d *Daemon) reviewServer(ctx context.Context, name string) (admin.Server, error) {
 	d.serversMu.Lock()
 	defer d.serversMu.Unlock()
 	s, err := d.catalogue.Server(name)
@@ -333,22 +333,43 @@ func (d *Daemon) reviewServer(ctx context.Context, approver, name string, accept
 	if err := d.observe(ctx, s); err != nil {
 		return admin.Server{}, err
 	}
-	if !accept {
-		return d.describeServer(name)
+	return d.describeServer(name)
+}
+
+// acceptServer pins the definitions with the digests that an approver signed for,
+// all or none. A server that offers something else by now is to be looked at again.
+func (d *Daemon) acceptServer(ctx context.Context, approver, name string, r admin.AcceptRequest) (admin.Server, error) {
+	d.serversMu.Lock()
+	defer d.serversMu.Unlock()
+	s, err := d.catalogue.Server(name)
+	if err != nil {
+		return admin.Server{}, notFound("server", name)
+	}
+	if len(r.Offers) == 0 {
+		return admin.Server{}, invalid(errors.New("nothing to accept"))
+	}
+	if err := d.observe(ctx, s); err != nil {
+		return admin.Server{}, err
 	}
 	if s, err = d.catalogue.Server(name); err != nil {
 		return admin.Server{}, err
 	}
-	for _, it := range s.Items {
-		if it.Offered.IsZero() {
-			continue
-		}
-		if _, err := d.catalogue.Accept(ctx, name, it.Kind, it.Name, it.Offered); err != nil {
-			return admin.Server{}, fmt.Errorf("accept %s: %w", it.Name, err)
+	for _, o := range r.Offers {
+		if o.Digest.IsZero() || !slices.ContainsFunc(s.Items, func(it tool.Item) bool {
+			return it.Kind == o.Kind && it.Name == o.Name && it.Offered == o.Digest
+		}) {
+			return admin.Server{}, &admin.Error{Code: "invalid", Message: fmt.Sprintf("%s %s is not offered any more as it was shown", o.Kind, o.Name), Hint: "look again: pvault server review " + name}
 		}
 	}
+	what := "reviewed and accepted"
+	for _, o := range r.Offers {
+		if _, err := d.catalogue.Accept(ctx, name, o.Kind, o.Name, o.Digest); err != nil {
+			return admin.Server{}, fmt.Errorf("accept %s: %w", o.Name, err)
+		}
+		what += fmt.Sprintf(" %s %s (%s)", o.Kind, o.Name, o.Digest)
+	}
 	d.viewsChanged()
-	if err := d.recordServer(ctx, approver, name, "reviewed and accepted"); err != nil {
+	if err := d.recordServer(ctx, approver, name, what+" of"); err != nil {
 		return admin.Server{}, err
 	}
 	return d.describeServer(name)
@@ -387,6 +408,9 @@ func (d *Daemon) describeServer(name string) (admin.Server, error) {
 		out.State = "not pinned"
 	}
 	for _, it := range s.Items {
+		if !it.Offered.IsZero() && it.State != tool.StateRefused && (it.Offer != "" || it.Offered == it.Definition) {
+			out.Offers = append(out.Offers, admin.Offer{Kind: it.Kind, Name: it.Name, Digest: it.Offered, Text: it.Offer})
+		}
 		switch it.State {
 		case tool.StatePinned:
 			if it.Kind == vault.KindTool && !it.Gone {
@@ -405,5 +429,6 @@ func (d *Daemon) describeServer(name string) (admin.Server, error) {
 		}
 	}
 	slices.Sort(out.Tools)
+	out.Review = admin.ReviewOf(out.Offers)
 	return out, nil
 }
