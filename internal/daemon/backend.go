@@ -17,6 +17,7 @@ import (
 	"github.com/pilox/vault/internal/approval"
 	"github.com/pilox/vault/internal/console"
 	"github.com/pilox/vault/internal/ledger"
+	"github.com/pilox/vault/internal/mcp"
 	"github.com/pilox/vault/internal/sandbox/process"
 	"github.com/pilox/vault/internal/store"
 )
@@ -244,6 +245,9 @@ func (d *Daemon) call(ctx context.Context, r admin.CallRequest, cred vault.Crede
 	}
 	if call.ID == "" {
 		call.ID, call.Generated = vault.NewCallID(), true
+	} else if err := mcp.CheckCallID(call.ID); err != nil {
+		d.gateway.CountStranger("cli", vault.CodeRequestMalformed)
+		return admin.CallAnswer{Denial: vault.NewDenial(vault.CodeRequestMalformed, "", err)}, nil
 	}
 	var err error
 	if call.Args, err = vault.ParseArgs(r.Args); err != nil {

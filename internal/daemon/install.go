@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/pilox/vault/internal/sandbox"
 	"github.com/pilox/vault/internal/sandbox/process"
@@ -105,13 +106,19 @@ func give(dirs []string, uid int) error {
 	return nil
 }
 
-// tail keeps the end of what an installer prints, for its error.
-type tail struct{ b []byte }
+// tail keeps the end of what an installer prints, for its error. Both of the
+// installer's streams are written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
 
 const maxTail = 4096
 
 // Write keeps the last bytes.
 func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
 	if len(t.b) > maxTail {
 		t.b = append(t.b[:0], t.b[len(t.b)-maxTail:]...)
@@ -120,6 +127,8 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 func (t *tail) quoted() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	b := bytes.TrimSpace(t.b)
 	if len(b) == 0 {
 		return ""

@@ -137,8 +137,16 @@ func (d *Daemon) listenAdmin(ctx context.Context) error {
 	}
 	// The store's lock says that no other daemon serves this data, so a socket
 	// that lies here is left over.
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
 		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s is there and is no socket: set listen.admin", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return err
+		}
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
@@ -205,6 +213,13 @@ func (d *Daemon) listenHTTP(ctx context.Context) error {
 	})
 	d.serve(d.newServer(console.Guard(mux, hosts...)), l)
 	return nil
+}
+
+// forget drops a server that was closed before the daemon is.
+func (l *listeners) forget(s *http.Server) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.servers = slices.DeleteFunc(l.servers, func(o *http.Server) bool { return o == s })
 }
 
 func (d *Daemon) serve(s *http.Server, l net.Listener) {

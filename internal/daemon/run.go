@@ -56,7 +56,10 @@ func (b backend) Run(ctx context.Context, peer admin.Peer, r admin.RunRequest, o
 	s := d.newServer(mux)
 	s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, channelKey{}, ch) }
 	d.serve(s, l)
-	defer s.Close()
+	defer func() {
+		_ = s.Close()
+		d.listeners.forget(s)
+	}()
 
 	if err := d.recordRun(ctx, &grant, r, vault.PhaseOpened, ch.id); err != nil {
 		return err

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 
 	"github.com/pilox/vault"
 )
@@ -58,9 +59,15 @@ func (g *Gateway) recheck(ctx context.Context, f *vault.Facts, d decided, approv
 			return err
 		}
 		if d.policy != g.Policy.Revision() {
-			// The policy changed while the call was on its way: it must allow too.
-			if v := g.Policy.Decide(ctx, f); v.Verdict < d.decision.Verdict {
+			// The policy changed while the call was on its way: it must allow too, and
+			// ask for nothing, since nobody would do it any more.
+			switch v := g.Policy.Decide(ctx, f); {
+			case v.Verdict == vault.Deny:
 				return denial(v)
+			case v.Verdict == vault.Ask || len(v.Obligations) > 0:
+				out := vault.NewDenial(vault.CodeBusy, "", errors.New("the policy changed and has to decide again"))
+				out.Retry = vault.RetryAfter
+				return out
 			}
 		}
 		for _, a := range approvals {

@@ -49,7 +49,7 @@ type Gateway struct {
 //
 // A call id that is in flight joins the call in flight; one that is closed
 // returns the same outcome; one whose outcome is not known, or that stands for
-// other arguments, is refused.
+// other arguments or another caller, is refused.
 func (g *Gateway) Handle(ctx context.Context, call *vault.Call, out vault.Stream) (vault.Result, error) {
 	f := &vault.Facts{Call: call, Grant: new(vault.Grant), Tool: new(vault.Tool)}
 	err := guard("verify", func() (err error) {
@@ -76,7 +76,7 @@ type effect func(ctx context.Context, s *stream) (vault.Result, error)
 
 // once makes sure that a call id has one effect, however often it arrives.
 func (g *Gateway) once(ctx context.Context, f *vault.Facts, run effect, out vault.Stream) (vault.Result, error) {
-	e, mine, err := g.Tasks.begin(f.Call)
+	e, mine, err := g.Tasks.begin(f.Call, f.Grant.Leaf)
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
@@ -103,8 +103,9 @@ func (g *Gateway) handle(ctx context.Context, f *vault.Facts, e *entry, run effe
 	// From here on the effect may happen, so every way out leaves an outcome.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer cancelOnRevoke(g.Verifier.Revoked(f.Grant), cancel)()
-	s := &stream{g: g, f: f, out: out, obligations: d.decision.Obligations, intent: intent}
+	revoked := g.Verifier.Revoked(f.Grant)
+	defer cancelOnRevoke(revoked, cancel)()
+	s := &stream{g: g, f: f, out: out, obligations: d.decision.Obligations, intent: intent, revoked: revoked}
 	var res vault.Result
 	err = guard("run", func() (err error) {
 		res, err = run(ctx, s)
@@ -265,8 +266,9 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 		d.Verdict = "error"
 	}
 	refund := d.Executed == vault.ExecutedNo
-	if d.Executed == vault.ExecutedUnknown {
-		// The effect may have happened: what the server can carry taints.
+	if d.Executed == vault.ExecutedUnknown || d.Reason.Path != "" {
+		// The effect may have happened, or the denial points into what the server
+		// sent: what the server can carry taints.
 		g.Flow.Taint(f.Call.Agent, f.Tool.Label(f.Call.Kind))
 	}
 	receipt, recErr := g.outcome(ctx, f, outcome{phase: phase, reason: d.Reason, executed: d.Executed, intent: intent, refund: refund})
@@ -312,16 +314,18 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 		denied.Verdict, denied.Executed, denied.Retry = "withheld", vault.ExecutedYes, vault.RetryNever
 		o.reason = denied.Reason
 	}
-	select {
-	case <-g.Verifier.Revoked(f.Grant):
+	if s.dead() {
 		// Results of revoked calls are recorded, not delivered.
 		denied = revokedDenial(&vault.Denial{Executed: vault.ExecutedYes})
 		o.reason = denied.Reason
-	default:
 	}
-	if denied == nil {
+	switch {
+	case denied == nil:
 		res.Label = g.Flow.Label(ctx, f, res.Raw)
 		o.result = res.Raw // what is withheld may hold a secret, so it is not kept either
+	case denied.Reason.Path != "":
+		// A path into a result has names in it that the server chose.
+		g.Flow.Taint(f.Call.Agent, f.Tool.Label(f.Call.Kind))
 	}
 	receipt, err := g.outcome(ctx, f, o)
 	if err != nil {

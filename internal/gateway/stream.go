@@ -18,6 +18,7 @@ type stream struct {
 	out         vault.Stream
 	obligations []vault.Obligation
 	intent      vault.Receipt
+	revoked     <-chan struct{} // closed when the call's authority is gone
 
 	mu       sync.Mutex
 	over     bool
@@ -32,7 +33,7 @@ const maxRequests = 32
 func (s *stream) Notify(ctx context.Context, method string, params json.RawMessage) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.over || s.out == nil {
+	if s.over || s.out == nil || s.dead() {
 		return vault.NewDenial(vault.CodeCancelled, "", nil)
 	}
 	params, d := s.scan(ctx, params)
@@ -43,6 +44,16 @@ func (s *stream) Notify(ctx context.Context, method string, params json.RawMessa
 		return err
 	}
 	return s.out.Notify(ctx, method, params)
+}
+
+// dead reports whether the authority of the call was revoked.
+func (s *stream) dead() bool {
+	select {
+	case <-s.revoked:
+		return true
+	default:
+		return false
+	}
 }
 
 // first records that something of this call leaves before its outcome, and labels it.
@@ -103,16 +114,24 @@ func (s *stream) Request(ctx context.Context, method string, params json.RawMess
 	res, err := s.g.within(ctx, s.f, &sub, func(ctx context.Context, _ *stream) (vault.Result, error) {
 		// What the server asks is something it says: it reaches the agent with the
 		// server's label, like any frame.
-		s.mu.Lock()
-		err := s.first(ctx, args.Bytes())
-		s.mu.Unlock()
-		if err != nil {
+		if err := s.hand(ctx, args.Bytes()); err != nil {
 			return vault.Result{}, err
 		}
 		raw, err := s.out.Request(ctx, method, args.Bytes())
 		return vault.Result{Raw: raw}, err
 	})
 	return res.Raw, err
+}
+
+// hand labels a request that was let through and is about to leave, unless its call
+// has ended meanwhile: deciding can take as long as a person does.
+func (s *stream) hand(ctx context.Context, raw []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over || s.dead() {
+		return vault.NewDenial(vault.CodeCancelled, "", nil)
+	}
+	return s.first(ctx, raw)
 }
 
 // close refuses all later frames and waits for the one on its way.

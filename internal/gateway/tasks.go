@@ -64,7 +64,7 @@ type pastCall struct {
 type entry struct {
 	task vault.TaskID
 	id   string
-	what vault.Digest  // of kind, target and arguments; zero if not known any more
+	what vault.Digest  // fingerprint; zero if not known any more
 	done chan struct{} // closed when the call is over
 	own  bool          // the id was generated: nobody can retry under it
 
@@ -77,12 +77,19 @@ type entry struct {
 	lost   bool // the result is no longer kept
 }
 
-// fingerprint identifies what a call does, so that a reused id cannot stand for
-// something else.
-func fingerprint(c *vault.Call) vault.Digest {
-	d := c.Args.Digest()
-	p := c.Params.Digest()
-	return sha256.Sum256(append(append(append([]byte("vault/call-print/v1\x00"+string(c.Kind)+"\x00"+c.Target.Name+"\x00"), c.Target.Server[:]...), d[:]...), p[:]...))
+// fingerprint identifies what a call does and for whom, so that a reused id cannot
+// stand for something else. A result belongs to the agent that it was labelled
+// for, and to the link whose clearance it was checked against.
+func fingerprint(c *vault.Call, leaf vault.Digest) vault.Digest {
+	args, params := c.Args.Digest(), c.Params.Digest()
+	b := make([]byte, 0, 512)
+	for _, s := range []string{"vault/call-print/v1", string(c.Kind), c.Target.Name, string(c.Agent)} {
+		b = append(append(b, s...), 0)
+	}
+	for _, d := range []vault.Digest{vault.Digest(c.Target.Server), leaf, args, params} {
+		b = append(b, d[:]...)
+	}
+	return sha256.Sum256(b)
 }
 
 func (t *Tasks) get(id vault.TaskID) *task {
@@ -100,8 +107,8 @@ func (t *Tasks) get(id vault.TaskID) *task {
 
 // begin registers a call. mine is false if the id is in flight or closed: then
 // wait on the entry.
-func (t *Tasks) begin(c *vault.Call) (e *entry, mine bool, err error) {
-	what := fingerprint(c)
+func (t *Tasks) begin(c *vault.Call, leaf vault.Digest) (e *entry, mine bool, err error) {
+	what := fingerprint(c, leaf)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.get(c.Task)

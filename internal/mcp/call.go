@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 
@@ -17,6 +18,20 @@ type prepared struct {
 
 // maxCallID bounds a client's call id: it stands in every record of the call.
 const maxCallID = 128
+
+// CheckCallID reports whether a client may name a call so: 1 to 128 bytes of visible
+// ASCII without / and ~, which mark the calls that happen inside another one.
+func CheckCallID(id string) error {
+	if id == "" || len(id) > maxCallID || strings.ContainsAny(id, "/~") {
+		return errors.New("a call id has 1 to 128 bytes without / and ~")
+	}
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return errors.New("a call id is visible ASCII")
+		}
+	}
+	return nil
+}
 
 // makeCall makes a vault.Call of a request. Params of the call holds the method and
 // whatever parameters have no place of their own:
@@ -187,8 +202,8 @@ func (p *prepared) meta(b []byte, meta vault.Value) ([]byte, *failure) {
 			continue
 		case key == CallIDKey:
 			id, ok := v.Str()
-			if !ok || id == "" || len(id) > maxCallID || strings.ContainsAny(id, "/~") {
-				return b, badRequest(codeInvalidParams, CallIDKey+" must be a string of 1 to 128 bytes without / and ~")
+			if !ok || CheckCallID(id) != nil {
+				return b, badRequest(codeInvalidParams, CallIDKey+" must be a string of 1 to 128 visible ASCII characters without / and ~")
 			}
 			p.call.ID = id
 			continue
