@@ -259,7 +259,7 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 		select {
 		case <-idle:
 			if err := d.closeRun(d.ctx, row.ID, why); err != nil {
-				d.log.Error("run not closed", "task", string(row.ID), "err", err)
+				d.log.ErrorContext(d.ctx, "run not closed", "task", string(row.ID), "err", err)
 			}
 		case <-d.ctx.Done():
 		}
