@@ -271,7 +271,7 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 		// sent: what the server can carry taints.
 		g.Flow.Taint(f.Call.Agent, f.Tool.Label(f.Call.Kind))
 	}
-	receipt, recErr := g.outcome(ctx, f, outcome{phase: phase, reason: d.Reason, executed: d.Executed, intent: intent, refund: refund})
+	receipt, recErr := g.outcome(ctx, f, outcome{phase: phase, reason: d.Reason, intent: intent, refund: refund})
 	if recErr != nil {
 		g.Log.ErrorContext(ctx, "outcome not recorded", "call", f.Call.ID, "err", recErr)
 		d.Executed = vault.ExecutedUnknown
@@ -291,7 +291,7 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 // release checks, scans and labels a result, records the outcome, and hands the
 // result out. The outcome has its place in the ledger before the last byte leaves.
 func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stream, res vault.Result) (vault.Result, error) {
-	o := outcome{phase: vault.PhaseDone, executed: vault.ExecutedYes, intent: s.intent}
+	o := outcome{phase: vault.PhaseDone, intent: s.intent}
 	if res.IsError {
 		o.phase, o.reason = vault.PhaseFailed, vault.Reason{Code: vault.CodeToolError}
 	}

@@ -70,13 +70,12 @@ func (g *Gateway) recordAsked(ctx context.Context, f *vault.Facts, d decided, q 
 
 // An outcome is how an admitted call ended.
 type outcome struct {
-	phase    vault.Phase
-	reason   vault.Reason
-	executed vault.Executed
-	intent   vault.Receipt
-	refund   bool
-	result   []byte
-	notes    []vault.Reason // what was taken out of the result
+	phase  vault.Phase
+	reason vault.Reason
+	intent vault.Receipt
+	refund bool
+	result []byte
+	notes  []vault.Reason // what was taken out of the result
 }
 
 // outcome records how a call ended, also when the caller has hung up.
