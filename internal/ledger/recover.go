@@ -40,7 +40,6 @@ type OpenIntent struct {
 	Kind   vault.Kind
 	Target vault.Target // name empty if its key was erased
 	Caller []byte       // field caller; nil if its key was erased
-	Debits []vault.Debit
 	leaf   evidence.Leaf
 }
 
@@ -228,7 +227,7 @@ func (r *replay) result(ctx context.Context) (*Recovered, error) {
 	for _, leaf := range r.open {
 		o := OpenIntent{
 			Index: leaf.Index, Time: leaf.Time, Run: leaf.Run, Call: leaf.Call, Kind: leaf.Kind,
-			Target: vault.Target{Server: leaf.Server, Name: leaf.Tool}, Debits: leaf.Debits, leaf: *leaf,
+			Target: vault.Target{Server: leaf.Server, Name: leaf.Tool}, leaf: *leaf,
 		}
 		fields, err := r.l.fields(ctx, leaf.Index)
 		if err != nil && !errors.Is(err, ErrNoKey) {
