@@ -110,7 +110,7 @@ func NewFront(cfg FrontConfig) (*Front, error) {
 	f := &Front{cfg: cfg}
 	f.ctx, f.stop = context.WithCancel(context.Background()) //nolint:forbidigo // the life of the front, which Close ends
 	f.sessions = newSessionTable(&f.cfg)
-	f.parked = newParkingLot(&f.cfg)
+	f.parked = newParkingLot()
 	f.listeners = newListenerTable()
 	if cfg.Upstreams != nil {
 		cfg.Upstreams.onUpdated(f.resourceUpdated)

@@ -60,8 +60,7 @@ type parkedOutcome struct {
 
 // A parkingLot holds the calls that wait for input.
 type parkingLot struct {
-	cfg *FrontConfig
-	wg  sync.WaitGroup
+	wg sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	calls   map[string]*waiting
@@ -75,8 +74,8 @@ type waiting struct {
 	ask  parkedAsk
 }
 
-func newParkingLot(cfg *FrontConfig) *parkingLot {
-	return &parkingLot{cfg: cfg, calls: make(map[string]*waiting), running: make(map[*parkedCall]bool)}
+func newParkingLot() *parkingLot {
+	return &parkingLot{calls: make(map[string]*waiting), running: make(map[*parkedCall]bool)}
 }
 
 func (l *parkingLot) mine(state string) bool { return strings.HasPrefix(state, parkedPrefix) }
