@@ -35,7 +35,6 @@ type Process struct {
 	group     *cgroup // nil on a host without
 	cancel    context.CancelFunc
 	proxies   sync.WaitGroup
-	begin     time.Time
 	startTook time.Duration
 	timing    timingMessage
 

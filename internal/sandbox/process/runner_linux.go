@@ -78,7 +78,7 @@ func (r *Runner) start(ctx context.Context, spec *Spec, probe bool, ungranted ..
 	if err != nil {
 		return nil, nil, fmt.Errorf("plan the view: %w", err)
 	}
-	p := &Process{log: r.cfg.Log, grade: r.report.Grade, done: make(chan struct{}), waited: make(chan struct{}), begin: begin}
+	p := &Process{log: r.cfg.Log, grade: r.report.Grade, done: make(chan struct{}), waited: make(chan struct{})}
 	var inherited files // closed here in any case: the child has its own
 	defer inherited.close()
 	defer func() {
