@@ -194,18 +194,18 @@ func (d *Daemon) openStore(ctx context.Context) error {
 // openCluster finds out the audience of this daemon's capabilities. It is made
 // once and never changes by itself: a new one voids every capability.
 func (d *Daemon) openCluster(ctx context.Context) error {
-	r, err := d.rows.Record(ctx, store.KindSetting, "cluster")
+	doc, ok, err := d.setting(ctx, settingCluster)
 	switch {
-	case err == nil:
-		d.cluster = string(r.Doc)
-	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	case ok:
+		d.cluster = string(doc)
+	default:
 		d.cluster = d.conf.Cluster
 		if d.cluster == "" {
 			d.cluster = "cluster-" + vault.NewCallID()[2:]
 		}
-		return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: "cluster", Doc: []byte(d.cluster)})
-	default:
-		return err
+		return d.set(ctx, settingCluster, []byte(d.cluster))
 	}
 	if d.conf.Cluster != "" && d.conf.Cluster != d.cluster {
 		return fmt.Errorf("this data directory belongs to cluster %q, the configuration says %q", d.cluster, d.conf.Cluster)
@@ -332,10 +332,10 @@ func (d *Daemon) openGateway(context.Context) error {
 		Refused: func(_ context.Context, _ *vault.Credential, denial *vault.Denial) {
 			d.gateway.CountStranger("mcp", denial.Reason.Code)
 		},
-		Upstreams:    d.upstreams,
-		Name:         "vault",
-		Version:      Version,
-		Log:          d.log,
+		Upstreams: d.upstreams,
+		Name:      "vault",
+		Version:   Version,
+		Log:       d.log,
 	})
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 const (
 	settingLabels    = "labels"
 	settingQuestions = "questions"
+	settingCluster   = "cluster"
 )
 
 // A keptLabel is one label as it is stored.
@@ -45,20 +46,17 @@ func (d *Daemon) keepLabels(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode labels: %w", err)
 	}
-	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: settingLabels, Doc: doc})
+	return d.set(ctx, settingLabels, doc)
 }
 
 // restoreLabels reads what keepLabels wrote.
 func (d *Daemon) restoreLabels(ctx context.Context) error {
-	r, err := d.rows.Record(ctx, store.KindSetting, settingLabels)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	doc, ok, err := d.setting(ctx, settingLabels)
+	if !ok {
 		return err
 	}
 	var kept []keptLabel
-	if err := json.Unmarshal(r.Doc, &kept); err != nil {
+	if err := json.Unmarshal(doc, &kept); err != nil {
 		return fmt.Errorf("labels cannot be read, and without them tainted agents would pass for clean: %w", err)
 	}
 	entries := make([]flow.Entry, len(kept))
@@ -85,20 +83,17 @@ func (d *Daemon) keepQuestions(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("export questions: %w", err)
 	}
-	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: settingQuestions, Doc: doc})
+	return d.set(ctx, settingQuestions, doc)
 }
 
 // restoreQuestions reads what keepQuestions wrote. Questions that cannot be read
 // are dropped: then the calls ask again.
 func (d *Daemon) restoreQuestions(ctx context.Context) error {
-	r, err := d.rows.Record(ctx, store.KindSetting, settingQuestions)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+	doc, ok, err := d.setting(ctx, settingQuestions)
+	if !ok {
 		return err
 	}
-	if err := d.desk.Import(r.Doc); err != nil {
+	if err := d.desk.Import(doc); err != nil {
 		d.log.WarnContext(ctx, "open questions are dropped", "err", err)
 	}
 	return nil
@@ -142,4 +137,17 @@ func (d *Daemon) keep() {
 			}
 		}
 	})
+}
+
+// setting returns what the daemon keeps under id; ok says that there is something.
+func (d *Daemon) setting(ctx context.Context, id string) (doc []byte, ok bool, err error) {
+	r, err := d.rows.Record(ctx, store.KindSetting, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, false, nil
+	}
+	return r.Doc, err == nil, err
+}
+
+func (d *Daemon) set(ctx context.Context, id string, doc []byte) error {
+	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: id, Doc: doc})
 }
