@@ -102,8 +102,12 @@ func Install(ctx context.Context, cfg InstallConfig, src Source, entry, dest str
 		return Tree{}, fmt.Errorf("install %s: %w", src, err)
 	}
 	t.Dir = dest
-	if err := os.Rename(tree, dest); err != nil {
+	// A directory that moves to another parent must be writable, for everyone but root.
+	if err := errors.Join(os.Chmod(tree, 0o700), os.Rename(tree, dest)); err != nil {
 		return Tree{}, fmt.Errorf("install %s: %w", src, err)
+	}
+	if err := os.Chmod(dest, 0o555); err != nil {
+		return Tree{}, errors.Join(fmt.Errorf("install %s: %w", src, err), RemoveTree(dest))
 	}
 	return t, nil
 }
