@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/pilox/vault"
+	"github.com/pilox/vault/capability"
 	"github.com/pilox/vault/internal/admin"
 	"github.com/pilox/vault/internal/daemon"
+	"github.com/pilox/vault/internal/store"
 )
 
 // TestCloseTaskWhileClientStalls: an agent that does not read what a chatty server
@@ -205,5 +207,63 @@ func TestCallIDIsBounded(t *testing.T) {
 	wantAllowed(t, r.callAs(task, strings.Repeat("x", 128), "up", "act", `{}`))
 	if n := len(u.effects()); n != 1 {
 		t.Errorf("%d calls arrived", n)
+	}
+}
+
+// TestDelegateStaysTainted: after a crash that lost the saved labels, the ledger
+// gives back to each agent of a task what it has seen, and not all to the first.
+func TestDelegateStaysTainted(t *testing.T) {
+	r := startDaemon(t, func(c *daemon.Config) { c.Approvals.Wait = 10 * time.Millisecond })
+	u := newUpstream(t, "look", "act")
+	server := r.addServer("up", daemon.Registration{Source: u.url, Loopback: true, Integrity: "web", Holds: "private[finance]"})
+	const agent = "spiffe://vault.internal/agent/default/helper/1"
+	first, second := newHolder(t), newHolder(t)
+	task := r.mintBound(taskFor("hand on", 9, "up.look: {args: any}", "up.act: {args: any}")+
+		"labels: {may_read: [finance]}\ndelegate: {depth: 1, to: ["+agent+"]}\n", first.bind())
+	chain, err := capability.ParseText(task.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := capability.KeyOf(second.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := capability.Attenuate(chain, capability.Link{Agent: agent, Holder: capability.HeldBy(key), Depth: capability.Depth(0)}, capability.Signer{Key: first.key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(id, tool string) string {
+		t.Helper()
+		s := second.open(t, r, child.Text())
+		_, body := r.post(t, s.sign(t, server.ID, id, tool, `{"text":"x"}`), id, tool, `{"text":"x"}`)
+		return body
+	}
+	if body := call("c-1", "look"); !strings.Contains(body, "did look") {
+		t.Fatalf("the delegate gets %s", body)
+	}
+	if body := call("c-2", "act"); !strings.Contains(body, string(vault.CodeFlowDeadlyThree)) && !strings.Contains(body, string(vault.CodeApprovalRequired)) {
+		t.Fatalf("the delegate is not asked about: %s", body)
+	}
+	r.stop()
+	r.forgetLabels()
+	r.start()
+	if body := call("c-3", "act"); !strings.Contains(body, string(vault.CodeApprovalRequired)) {
+		t.Errorf("after the crash the delegate is not asked about: %s", body)
+	}
+}
+
+// forgetLabels makes a stopped daemon's data look as after a crash.
+func (r *rig) forgetLabels() {
+	r.t.Helper()
+	db, err := store.Open(r.t.Context(), filepath.Join(r.conf.Data, "vault.db"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	rows, err := db.Tenant(r.t.Context(), vault.Tenant(r.conf.Tenant))
+	if err == nil {
+		err = rows.DeleteRecord(r.t.Context(), store.KindSetting, "labels")
+	}
+	if err := errors.Join(err, db.Close()); err != nil {
+		r.t.Fatal(err)
 	}
 }

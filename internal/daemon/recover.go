@@ -70,7 +70,8 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.
 			return nil, err
 		}
 		at := map[string]int{}
-		for rec, err := range d.ledger.Records(ctx, 0, d.ledger.Head().Size, run, false) {
+		callers := map[string]vault.AgentID{} // by call in flight; a task has as many agents as it delegates to
+		for rec, err := range d.ledger.Records(ctx, 0, d.ledger.Head().Size, run, true) {
 			if err != nil {
 				return nil, fmt.Errorf("read run %s: %w", run, err)
 			}
@@ -79,15 +80,28 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.
 			case rec.Phase == vault.PhaseIntent:
 				at[rec.Call] = len(past)
 				past = append(past, gateway.Past{Task: run, ID: rec.Call, Phase: vault.PhaseUnknown, Intent: rec.Index})
+				callers[rec.Call] = callerOf(&rec, agent)
 			case rec.Phase.Closes():
 				if i, ok := at[rec.Call]; ok {
 					past[i].Phase = rec.Phase
 				}
-				d.retaint(agent, &rec)
+				d.retaint(callers[rec.Call], &rec)
+				delete(callers, rec.Call)
 			}
 		}
 	}
 	return past, nil
+}
+
+// callerOf returns who made the call of an intent: the first agent of the task if
+// the record does not say so any more.
+func callerOf(intent *ledger.Record, first vault.AgentID) vault.AgentID {
+	for _, f := range intent.Fields {
+		if f.Name == "caller" && len(f.Value) > 0 {
+			return vault.AgentID(f.Value)
+		}
+	}
+	return first
 }
 
 // retaint joins to an agent what a past call can have told it, and to the server
