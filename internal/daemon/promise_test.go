@@ -469,6 +469,23 @@ func TestPromise05ApprovedIsWhatRuns(t *testing.T) {
 			t.Errorf("%d calls ran", n)
 		}
 	})
+	t.Run("what changed while the call waited is looked at again at dispatch", func(t *testing.T) {
+		r, u, task := start(t, 20*time.Second, time.Minute, approverName)
+		answer := make(chan admin.CallAnswer, 1)
+		go func() { answer <- r.callAs(task, "c-1", "up", "act", args) }()
+		eventually(t, "the question is open", func() bool { return r.status().OpenAsks == 1 })
+		q := r.question()
+		u.redefine(`{"type":"object","properties":{"id":{"type":"string"},"n":{"type":"number"},"to":{"type":"string"},"note":{"type":"string"}}}`)
+		if _, err := r.admin.ReviewServer(t.Context(), "up", approverName, r.approver); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.admin.Answer(t.Context(), q.ID, r.answerAs(approverName, q, true)); err != nil {
+			t.Fatal(err)
+		}
+		if a := <-answer; a.Denial == nil || a.Denial.Executed != vault.ExecutedNo || len(u.effects()) != 0 {
+			t.Errorf("it ran with a definition that nobody approved: %+v", a)
+		}
+	})
 	t.Run("a policy that changed has to be asked about again", func(t *testing.T) {
 		r, u, task := start(t, time.Millisecond, time.Minute, approverName)
 		pending(t, r.callAs(task, "c-1", "up", "act", args))
