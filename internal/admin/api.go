@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -250,12 +251,12 @@ func decode(r *http.Request, in any) error {
 	return unmarshal(body, in)
 }
 
-// unmarshal is strict: the document is I-JSON, and an unknown member is an error.
+// unmarshal is strict: an unknown member or trailing data is an error.
 func unmarshal(body []byte, in any) error {
 	if len(body) == 0 {
 		body = []byte("{}")
 	}
-	dec := json.NewDecoder(newReader(body))
+	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(in); err != nil {
 		return &Error{Code: "invalid", Message: "request body: " + err.Error()}

@@ -20,8 +20,6 @@ import (
 	"github.com/pilox/vault"
 )
 
-func newReader(b []byte) *bytes.Reader { return bytes.NewReader(b) }
-
 // maxFrame bounds one line of a streamed answer.
 const maxFrame = 16 << 20
 
