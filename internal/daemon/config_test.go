@@ -103,6 +103,9 @@ func compareKeys(t *testing.T, path string, schema map[string]any, typ reflect.T
 	seen := map[string]bool{}
 	for i := range typ.NumField() {
 		f := typ.Field(i)
+		if !f.IsExported() {
+			continue // nobody writes it in a file
+		}
 		key := f.Tag.Get("yaml")
 		seen[key] = true
 		sub, ok := props[key].(map[string]any)
