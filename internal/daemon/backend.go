@@ -142,7 +142,6 @@ func (b backend) CloseTask(ctx context.Context, id vault.TaskID) error {
 // record follows as soon as it can be written.
 func (b backend) Revoke(ctx context.Context, peer admin.Peer, r admin.RevokeRequest) (uint64, error) {
 	v := capability.Revocation{At: time.Now()}
-	e := &vault.Event{Class: vault.ClassRevocation, Phase: vault.PhaseNoted, Verdict: vault.Deny, Reason: vault.CodeCapabilityRevoked}
 	switch r.What {
 	case "task":
 		v.Task = vault.TaskID(r.ID)
@@ -165,19 +164,18 @@ func (b backend) Revoke(ctx context.Context, peer admin.Peer, r admin.RevokeRequ
 	if err := b.d.revoked.Add(v); err != nil {
 		return 0, invalid(err)
 	}
-	what, err := json.Marshal(v)
+	p := &pendingRevocation{By: "uid " + strconv.Itoa(peer.UID), Note: r.Why, What: v}
+	e, err := p.event()
 	if err != nil {
-		return 0, fmt.Errorf("encode revocation: %w", err)
-	}
-	e.Fields = []vault.Field{
-		{Name: "by", Value: []byte("uid " + strconv.Itoa(peer.UID))},
-		{Name: "note", Value: []byte(r.Why)},
-		{Name: "what", Value: what},
+		return 0, err
 	}
 	receipt, err := b.d.ledger.Commit(ctx, e)
 	if err != nil {
-		b.d.recordLater(e)
-		return 0, fmt.Errorf("revoked, and it counts from now on; the record waits for the ledger: %w", err)
+		err = fmt.Errorf("revoked, and it counts from now on; the record waits for the ledger: %w", err)
+		if kept := b.d.recordLater(p, e); kept != nil {
+			err = fmt.Errorf("%w; it could not be kept either, so a restart before that would forget it: %w", err, kept)
+		}
+		return 0, err
 	}
 	b.d.markRevoked(ctx, v.Task)
 	return receipt.Index, nil
@@ -207,28 +205,6 @@ func (d *Daemon) markRevoked(ctx context.Context, id vault.TaskID) {
 	}
 }
 
-// recordLater records an event that already counts, as soon as the ledger takes it.
-func (d *Daemon) recordLater(e *vault.Event) {
-	if d.ctx.Err() != nil {
-		return
-	}
-	d.work.Go(func() {
-		t := time.NewTicker(500 * time.Millisecond)
-		defer t.Stop()
-		for {
-			select {
-			case <-d.ctx.Done():
-				d.log.Error("a revocation is not on record and will be forgotten", "class", string(e.Class))
-				return
-			case <-t.C:
-				if _, err := d.ledger.Commit(d.ctx, e); err == nil {
-					return
-				}
-			}
-		}
-	})
-}
-
 // Call makes one call for a command line.
 func (b backend) Call(ctx context.Context, peer admin.Peer, r admin.CallRequest) (admin.CallAnswer, error) {
 	chain, err := capability.DecodeText(r.Token)
@@ -246,14 +222,12 @@ func (d *Daemon) call(ctx context.Context, r admin.CallRequest, cred vault.Crede
 	if call.ID == "" {
 		call.ID, call.Generated = vault.NewCallID(), true
 	} else if err := mcp.CheckCallID(call.ID); err != nil {
-		d.gateway.CountStranger("cli", vault.CodeRequestMalformed)
-		return admin.CallAnswer{Denial: vault.NewDenial(vault.CodeRequestMalformed, "", err)}, nil
+		call.ID = vault.NewCallID() // the one that came is not fit for a record
+		return admin.CallAnswer{Denial: d.refuseEarly(ctx, call, vault.NewDenial(vault.CodeRequestMalformed, "", err))}, nil
 	}
 	var err error
 	if call.Args, err = vault.ParseArgs(r.Args); err != nil {
-		denial := vault.DenialOf(err)
-		d.gateway.CountStranger("cli", denial.Reason.Code) // it never became a call, so no task has it
-		return admin.CallAnswer{Denial: denial}, nil
+		return admin.CallAnswer{Denial: d.refuseEarly(ctx, call, vault.DenialOf(err))}, nil
 	}
 	if target, err := d.catalogue.Target(r.Server, r.Name); err == nil && r.Server != "" {
 		// A server that is not registered keeps the zero id, which no capability
@@ -265,6 +239,16 @@ func (d *Daemon) call(ctx context.Context, r admin.CallRequest, cred vault.Crede
 		return admin.CallAnswer{Denial: vault.DenialOf(err)}, nil
 	}
 	return admin.CallAnswer{Result: res.Raw, IsError: res.IsError, Event: &res.Event}, nil
+}
+
+// refuseEarly records a refusal of something that never became a call: in the
+// run of the caller if it is known, else in the sum of strangers.
+func (d *Daemon) refuseEarly(ctx context.Context, call *vault.Call, denial *vault.Denial) *vault.Denial {
+	var grant vault.Grant
+	if g, err := d.verifier.Attend(ctx, &vault.Call{Credential: call.Credential}); err == nil {
+		grant = g
+	}
+	return d.gateway.Refuse(ctx, call, grant, denial)
 }
 
 // Approvals lists the questions that were shown.

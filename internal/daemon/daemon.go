@@ -75,6 +75,7 @@ type Daemon struct {
 	gateway   *gateway.Gateway
 	approvers map[string]keystore.Approver // by name
 	views     views
+	pending   pending // revocations that wait for the ledger
 	relists   relists
 
 	tasksMu   sync.Mutex // opening and closing of tasks, one at a time
@@ -162,6 +163,7 @@ func (d *Daemon) openData(context.Context) error {
 }
 
 func (d *Daemon) openKeys(context.Context) error {
+	d.pending.path = d.path("revocations.pending")
 	var err error
 	if d.keys, err = keystore.Open(d.path("keys")); err != nil {
 		return err
@@ -329,8 +331,8 @@ func (d *Daemon) openGateway(context.Context) error {
 	d.front, err = mcp.NewFront(mcp.FrontConfig{
 		Gateway:      d.gateway,
 		Authenticate: d.authenticate,
-		Refused: func(_ context.Context, _ *vault.Credential, denial *vault.Denial) {
-			d.gateway.CountStranger("mcp", denial.Reason.Code)
+		Refused: func(ctx context.Context, cred *vault.Credential, denial *vault.Denial) {
+			d.refuseEarly(ctx, &vault.Call{ID: vault.NewCallID(), Edge: "mcp", Credential: *cred}, denial)
 		},
 		Upstreams: d.upstreams,
 		Name:      "vault",

@@ -33,6 +33,9 @@ func (d *Daemon) recover(ctx context.Context) error {
 			return fmt.Errorf("revocation %d: %w", v.Index, err)
 		}
 	}
+	if err := d.recoverPending(ctx); err != nil {
+		return err
+	}
 	for _, o := range r.Open {
 		if err := d.closeUnknown(ctx, o); err != nil {
 			return fmt.Errorf("close intent %d: %w", o.Index, err)

@@ -39,7 +39,10 @@ type taskDoc struct {
 	Agent    vault.AgentID `json:"agent"`
 	Purpose  string        `json:"purpose"`
 	Expires  time.Time     `json:"expires"`
-	Token    string        `json:"token"`  // worth nothing without what it is bound to
+	Issued   time.Time     `json:"issued"`
+	Chain    vault.Digest  `json:"chain"`  // of the capability
+	Root     vault.Digest  `json:"root"`   // id of the root link
+	Token    string        `json:"token"`  // worth nothing without what it is bound to; empty if nothing binds it
 	Holder   string        `json:"holder"` // what it is bound to
 	Approver string        `json:"approver"`
 	Revoked  bool          `json:"revoked,omitempty"`
@@ -75,11 +78,11 @@ func (d *Daemon) openTask(ctx context.Context, peer admin.Peer, r admin.TaskRequ
 		}
 	case err != nil:
 		return admin.Task{}, err
-	case !r.New:
+	case !r.New && !d.over(ctx, row):
 		return d.rejoin(row, holder)
 	default:
 		if approver == "" {
-			return admin.Task{}, errApprover("a new instance of a task starts its budgets afresh")
+			return admin.Task{}, errApprover("the open instance is over, or another one is wanted: a new instance starts its budgets afresh")
 		}
 		if err := d.closeTask(ctx, row, "a new instance was opened"); err != nil {
 			return admin.Task{}, err
@@ -111,6 +114,19 @@ func parseHolder(bind string, peer admin.Peer) (*capability.Holder, error) {
 	return capability.HeldBy(key), nil
 }
 
+// over reports whether the capability of an open instance is worth nothing any
+// more: expired, or stopped by its task, its agent, or everything.
+func (d *Daemon) over(ctx context.Context, row store.Task) bool {
+	doc, err := decodeTask(row)
+	if err != nil || doc.Revoked || !time.Now().Before(doc.Expires) {
+		return true
+	}
+	return d.verifier.Recheck(ctx, &vault.Grant{
+		Chain: doc.Chain, Task: row.ID, Agent: doc.Agent, Agents: []vault.AgentID{doc.Agent}, Links: []vault.Digest{doc.Root}, Leaf: doc.Root,
+		Issuer: rootKID, Issued: doc.Issued, Expires: doc.Expires,
+	}) != nil
+}
+
 // rejoin returns an open instance to the holder it is bound to. A restarted client
 // gets the same capability, and so the same budgets.
 func (d *Daemon) rejoin(row store.Task, holder *capability.Holder) (admin.Task, error) {
@@ -121,10 +137,10 @@ func (d *Daemon) rejoin(row store.Task, holder *capability.Holder) (admin.Task, 
 	if doc.Holder != holder.String() {
 		return admin.Task{}, errApprover(fmt.Sprintf("the open instance of this task is bound to %s", doc.Holder))
 	}
-	t := describe(row, doc)
-	if t.State != "open" {
-		return admin.Task{}, errApprover("this task is over")
+	if doc.Token == "" {
+		return admin.Task{}, errApprover("a capability that nothing binds is shown once and not kept")
 	}
+	t := describe(row, doc)
 	t.Rejoined, t.Token = true, doc.Token
 	return t, nil
 }
@@ -184,7 +200,13 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	if err != nil {
 		return admin.Task{}, invalid(err)
 	}
-	doc := taskDoc{Agent: link.Agent, Purpose: file.Purpose, Expires: link.Expires.Time(), Token: chain.Text(), Holder: holder.String(), Approver: approver}
+	doc := taskDoc{
+		Agent: link.Agent, Purpose: file.Purpose, Issued: link.Issued.Time(), Expires: link.Expires.Time(),
+		Chain: chain.Digest(), Root: chain.IDs()[0], Holder: holder.String(), Approver: approver,
+	}
+	if !holder.Bearer {
+		doc.Token = chain.Text()
+	}
 	view, err := json.Marshal(capability.Inspect(chain))
 	if err != nil {
 		return admin.Task{}, fmt.Errorf("describe capability: %w", err)
@@ -212,7 +234,7 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 		return admin.Task{}, err
 	}
 	t := describe(row, doc)
-	t.Token = doc.Token
+	t.Token = chain.Text()
 	return t, nil
 }
 

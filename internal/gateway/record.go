@@ -151,6 +151,13 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 	return d
 }
 
+// Refuse records that an edge refused something before it became a call, and
+// returns the answer with its place in the ledger. A zero grant is a stranger's.
+func (g *Gateway) Refuse(ctx context.Context, call *vault.Call, grant vault.Grant, d *vault.Denial) *vault.Denial {
+	f := &vault.Facts{Call: call, Grant: &grant, Tool: new(vault.Tool)}
+	return vault.DenialOf(g.refuse(ctx, f, d))
+}
+
 // note is the text that stands in a record for people: codes, paths and details.
 func note(reasons []vault.Reason) []byte {
 	type line struct {
