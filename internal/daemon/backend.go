@@ -56,6 +56,9 @@ func (d *Daemon) warnings() []string {
 	if d.conf.Listen.Bearer {
 		w = append(w, "bearer capabilities are accepted on loopback: whoever reads the token can use it; every record says so")
 	}
+	if d.keeps != "" {
+		w = append(w, d.keeps)
+	}
 	if len(d.approvers) == 0 {
 		w = append(w, "no approver is set up: every call that needs a person is refused; pvault init makes one")
 	}

@@ -76,6 +76,7 @@ type Daemon struct {
 	approvers map[string]keystore.Approver // by name
 	views     views
 	pending   pending // revocations that wait for the ledger
+	keeps     string  // privileges that could not be given up, for the operator
 	relists   relists
 
 	tasksMu   sync.Mutex // opening and closing of tasks, one at a time
@@ -107,6 +108,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		name string
 		run  func(context.Context) error
 	}{
+		{"privileges", d.giveUp},
 		{"data directory", d.openData},
 		{"keys", d.openKeys},
 		{"store", d.openStore},
@@ -146,6 +148,17 @@ func (d *Daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
 
 func (d *Daemon) path(elem ...string) string {
 	return filepath.Join(append([]string{d.conf.Data}, elem...)...)
+}
+
+// giveUp gives up what the daemon does not need. What this build cannot give up is
+// said among the warnings.
+func (d *Daemon) giveUp(context.Context) error {
+	err := giveUp()
+	if errors.Is(err, errCgo) {
+		d.keeps = err.Error()
+		return nil
+	}
+	return err
 }
 
 func (d *Daemon) openData(context.Context) error {
