@@ -33,11 +33,13 @@ func (a *app) serverAdd() *cobra.Command {
   npm:PACKAGE@VERSION   installed without scripts, with no network but the registry
   path:DIRECTORY        copied
   https://…             a remote server; its code cannot be pinned
+  -- npx -y PACKAGE@VERSION   a line of a client's configuration, read as what to install; never executed
 
 ARGS are handed to the server. A server runs in a sandbox without environment, home
 or network, and sees only the files that --read and --write grant.`,
 		Example: example(
 			"pvault server add files npm:@modelcontextprotocol/server-filesystem@2026.8.31 /srv/invoices --read /srv/invoices --source org",
+			"pvault server add memory -- npx -y @modelcontextprotocol/server-memory@2026.8.31",
 			"pvault server add crm https://crm.example/mcp --holds private[crm]"),
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -12,7 +12,7 @@ import (
 // A Registration is what pvault server add says about a server, in the words of
 // its flags.
 type Registration struct {
-	Source           string   // npm:PACKAGE@VERSION, path:DIR or a URL
+	Source           string   // npm:PACKAGE@VERSION, path:DIR, a URL, or npx with its arguments in Args
 	Args             []string // handed to the server
 	Read             []string
 	Write            []string
@@ -28,9 +28,21 @@ type Registration struct {
 // Encode returns the registration document, checked.
 func (r Registration) Encode() ([]byte, error) {
 	reg := tool.Registration{Args: r.Args, Entry: r.Entry, Shared: r.Shared, TrustAnnotations: r.TrustAnnotations, AllowHTTP: r.Loopback}
-	if strings.HasPrefix(r.Source, "https://") || strings.HasPrefix(r.Source, "http://") {
+	switch {
+	case strings.HasPrefix(r.Source, "https://") || strings.HasPrefix(r.Source, "http://"):
 		reg.URL = r.Source
-	} else {
+	case !strings.Contains(r.Source, ":"):
+		// A line of a client's configuration, such as npx -y PACKAGE@VERSION ARGS. It
+		// says what to install and is never executed.
+		c, err := tool.ParseCommand(append([]string{r.Source}, r.Args...))
+		if err != nil {
+			return nil, err
+		}
+		reg.Install, reg.Args = c.Source, c.Args
+		if reg.Entry == "" {
+			reg.Entry = c.Entry
+		}
+	default:
 		src := r.Source
 		if dir, ok := strings.CutPrefix(src, "path:"); ok {
 			abs, err := filepath.Abs(dir)
