@@ -345,7 +345,7 @@ func (d *Daemon) openGateway(context.Context) error {
 		Gateway:      d.gateway,
 		Authenticate: d.authenticate,
 		Refused: func(ctx context.Context, cred *vault.Credential, denial *vault.Denial) {
-			d.refuseEarly(ctx, &vault.Call{ID: vault.NewCallID(), Edge: "mcp", Credential: *cred}, denial)
+			_ = d.refuseEarly(ctx, &vault.Call{ID: vault.NewCallID(), Edge: "mcp", Credential: *cred}, denial) // the front answers by itself
 		},
 		Upstreams: d.upstreams,
 		Name:      "vault",
