@@ -5,13 +5,16 @@
 # make test-long  what takes longer than CI allows: 10,000 kills, fuzzing, soak
 # make fuzz       each fuzz target for FUZZTIME
 # make bench      benchmarks with allocations, and pvault bench
+# make depaware   that the binary depends on nothing new, see cmd/pvault/depaware.txt
 # make fix        formats and modernises the code
 # make update     rewrites golden files and depaware.txt; read the diff before you commit it
 FUZZTIME ?= 1m
 TOOL = go tool -modfile=tools/go.mod
 
-check: lint test
+check: lint test depaware
 	go mod tidy -diff
+
+depaware:
 	$(TOOL) depaware --check ./cmd/pvault
 
 build:
@@ -46,4 +49,4 @@ update:
 	UPDATE=1 go test ./...
 	$(TOOL) depaware --update ./cmd/pvault
 
-.PHONY: check build lint test test-long fuzz bench fix update
+.PHONY: check depaware build lint test test-long fuzz bench fix update
