@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,7 +21,8 @@ func (a *app) up() *cobra.Command {
 		Short: "Start the daemon",
 		Long: `Start the daemon in the foreground: ledger, gateway, sandboxes, admin socket and one
 loopback listener. Without a configuration it runs on embedded defaults. Ctrl-C stops
-it after the calls in flight.`,
+it after the calls in flight; SIGHUP reads the policy bundles again, and keeps those in
+force if the new ones do not load.`,
 		Example: example("pvault up", "pvault up --config vault.yaml --json"),
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -34,7 +39,7 @@ it after the calls in flight.`,
 				err = a.print(banner, func(w io.Writer) { fmt.Fprint(w, banner.String()) })
 			}
 			if err == nil {
-				<-cmd.Context().Done()
+				a.serve(cmd.Context(), d)
 			}
 			stop := time.Now()
 			if cerr := d.Close(); err == nil {
@@ -43,6 +48,25 @@ it after the calls in flight.`,
 			a.progress(fmt.Sprintf("stopped in %v", time.Since(stop).Round(time.Millisecond)))
 			return err
 		},
+	}
+}
+
+// serve waits until ctx ends and reloads the policy when asked.
+func (a *app) serve(ctx context.Context, d *daemon.Daemon) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+			if err := d.Reload(ctx); err != nil {
+				fmt.Fprintln(a.err, a.red("error: ")+err.Error())
+				continue
+			}
+			a.progress("policy read again")
+		}
 	}
 }
 

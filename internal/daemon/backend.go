@@ -56,6 +56,9 @@ func (d *Daemon) warnings() []string {
 	if d.conf.Listen.Bearer {
 		w = append(w, "bearer capabilities are accepted on loopback: whoever reads the token can use it; every record says so")
 	}
+	if s := d.policy.Status(); s.Err != nil {
+		w = append(w, fmt.Sprintf("the policy in force is %v old, because the last reload failed: %v", s.Age.Round(time.Second), s.Err))
+	}
 	if d.keeps != "" {
 		w = append(w, d.keeps)
 	}

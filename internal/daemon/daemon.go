@@ -305,6 +305,23 @@ func (d *Daemon) openPolicy(ctx context.Context) error {
 	return err
 }
 
+// Reload reads the policy bundles again. Rules that do not load leave those in use in
+// force, and pvault status says so. What is in force from now on is on record.
+func (d *Daemon) Reload(ctx context.Context) error {
+	before := d.policy.Revision()
+	if err := d.policy.Reload(ctx); err != nil {
+		return fmt.Errorf("reload policy: %w", err)
+	}
+	if d.policy.Revision() == before {
+		return nil
+	}
+	_, err := d.ledger.Commit(ctx, &vault.Event{
+		Class: vault.ClassDaemon, Phase: vault.PhaseNoted, Verdict: vault.Allow, Policy: d.policy.Revision(),
+		Fields: []vault.Field{{Name: "note", Value: []byte("policy reloaded")}},
+	})
+	return err
+}
+
 func (d *Daemon) openApprovals(context.Context) error {
 	key, err := d.keys.Signer(keystore.Approval)
 	if err != nil {
