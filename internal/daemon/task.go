@@ -80,9 +80,11 @@ func (d *Daemon) openTask(ctx context.Context, peer admin.Peer, r admin.TaskRequ
 		return admin.Task{}, err
 	case !r.New && !d.over(ctx, row):
 		return d.rejoin(row, holder)
+	case !r.New && approver == "":
+		return admin.Task{}, errApprover("this task is over: it was stopped, or its life has ended")
 	default:
 		if approver == "" {
-			return admin.Task{}, errApprover("the open instance is over, or another one is wanted: a new instance starts its budgets afresh")
+			return admin.Task{}, errApprover("a new instance of a task starts its budgets afresh")
 		}
 		if err := d.closeTask(ctx, row, "a new instance was opened"); err != nil {
 			return admin.Task{}, err
