@@ -144,7 +144,24 @@ func (c *Conformance) Serve(t testing.TB, flags []string) string {
 
 // Run runs the suite against url and fails the test if fewer checks pass than
 // without anything in between.
+//
+// The suite has timeouts of its own and can lose a check on a machine that is busy
+// with other tests, so a run that falls short is tried once more. What the first run
+// missed is in the log.
 func (c *Conformance) Run(t testing.TB, run ConformanceRun, url string) {
+	t.Helper()
+	passed, out := c.once(t, run, url)
+	if passed < run.Passes {
+		t.Logf("%d checks passed, %d with nothing in between; once more:\n%s", passed, run.Passes, out)
+		passed, out = c.once(t, run, url)
+	}
+	if passed < run.Passes {
+		t.Errorf("%d checks passed, %d with nothing in between:\n%s", passed, run.Passes, out)
+	}
+}
+
+// once runs the suite and returns how many checks passed and what it printed.
+func (c *Conformance) once(t testing.TB, run ConformanceRun, url string) (int, []byte) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -160,9 +177,7 @@ func (c *Conformance) Run(t testing.TB, run ConformanceRun, url string) {
 		t.Fatal(err)
 	}
 	t.Logf("%s", m[0])
-	if passed < run.Passes {
-		t.Errorf("%d checks passed, %d with nothing in between:\n%s", passed, run.Passes, out)
-	}
+	return passed, out
 }
 
 var total = regexp.MustCompile(`Total: (\d+) passed, (\d+) failed`)
