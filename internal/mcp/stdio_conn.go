@@ -204,7 +204,11 @@ func (c *stdioConn) write() {
 		_, err := in.Write(append(b, '\n'))
 		t.Stop()
 		if err != nil {
-			c.fail(fmt.Errorf("write to the server: %w", err))
+			// A process that ended says more in its last words than a broken pipe
+			// does, so the reader may come first with the cause.
+			t := time.AfterFunc(c.closeTimeout, func() { c.fail(fmt.Errorf("write to the server: %w", err)) })
+			<-c.dying
+			t.Stop()
 			return
 		}
 	}
