@@ -92,6 +92,8 @@ type Grant struct {
 	Choices    []Choice // the values the chain itself names, for provenance
 	Debits     []Debit  // what the call costs, one per counter on its path
 	MinGrade   Grade    // least sandbox grade
+	MustSign   bool     // targets of SignAt and riskier need a signature per call
+	SignAt     Risk     // valid with MustSign
 	MayRead    []string // label clearance: compartments the agent may read
 	MaySendTo  []string // recipients (domains, hosts) private data may go to
 }
@@ -102,6 +104,15 @@ type Choice struct {
 	Path  string // JSON Pointer of the argument
 	Fixed bool   // exactly one value is possible
 }
+
+// Units of debits whose amount the gateway finds out: how many recipients or hosts
+// a call reaches that no earlier call under the counter did, and how many
+// milliseconds it runs.
+const (
+	UnitRecipients = "recipients"
+	UnitHosts      = "hosts"
+	UnitWall       = "ms"
+)
 
 // A Debit is one counter and what a call takes from it. Counters belong to the
 // link that declares them and are shared by all its descendants. A burnt

@@ -33,6 +33,7 @@ const (
 	CodeCapabilityArgument  Code = "capability.argument" // constraint not met, at Path
 	CodeCapabilityBudget    Code = "capability.budget"
 	CodeCapabilityDiffers   Code = "capability.definition" // the chain pins another definition
+	CodeCapabilityCaveat    Code = "capability.caveat"     // a caveat does not hold, or nobody here can tell
 	CodeProof               Code = "proof"                 // possession not proven, or replayed
 
 	CodeToolUnknown     Code = "tool.unknown"
@@ -177,6 +178,7 @@ var howToAsk = map[Code]string{
 	CodeCapabilityArgument:  "use a value that the task allows, or ask the operator to widen the task file",
 	CodeCapabilityBudget:    "the task's budget is spent; ask the operator for a new task",
 	CodeCapabilityDiffers:   "ask the operator to review the tool and mint the task again",
+	CodeCapabilityCaveat:    "a condition of the capability does not hold for this call; the operator sees which with pvault policy explain",
 	CodeProof:               "open a new session with the key this capability is bound to",
 	CodeToolUnknown:         "list the tools; ask the operator to register the server with pvault server add",
 	CodeToolQuarantined:     "ask the operator to look at the change with pvault server review",

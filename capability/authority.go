@@ -69,6 +69,8 @@ type authority struct {
 
 	issued, notBefore, expires time.Time
 	layers                     []layer
+	engines                    *Engines
+	caveats                    []caveat
 
 	subject subject
 	used    atomic.Bool // since the cache last made room
@@ -105,11 +107,13 @@ type target struct {
 	checks   []layerCheck
 	variable []meter // debits that depend on the arguments
 	code     vault.Code
+	cause    error // of code, for our log
 }
 
 type layerCheck struct {
 	args *object
 	code vault.Code
+	link int // -1 for the issuer's ceiling
 }
 
 // A meter takes its amount from the arguments. A sum has arg, bytes have not.
@@ -124,6 +128,7 @@ type meter struct {
 type trust struct {
 	issuers  []RootIssuer
 	audience string
+	engines  *Engines
 }
 
 func (t *trust) issuer(kid []byte) *RootIssuer {
@@ -204,6 +209,11 @@ func (a *authority) bind(t *trust) error {
 		Chain: a.key, Links: a.chain.IDs(), Issuer: a.issuer.KID, Issued: a.issued, Tenant: root.Tenant, Task: root.Task.ID, Agent: a.chain.agent(),
 		Principal: root.Principal, Purpose: root.Task.Purpose, Inputs: root.Task.Inputs,
 	}
+	var err error
+	a.engines = t.engines
+	if a.caveats, err = t.engines.compileCaveats(&a.chain); err != nil {
+		return vault.NewDenial(vault.CodeCapabilityCaveat, "", err)
+	}
 	g := &a.grant
 	g.Leaf = g.Links[len(g.Links)-1]
 	g.MayRead, g.MaySendTo = []string{}, []string{}
@@ -219,6 +229,15 @@ func (a *authority) bind(t *trust) error {
 			g.Agents = append(g.Agents, l.Agent)
 		}
 		g.MinGrade = max(g.MinGrade, l.MinGrade)
+		if r, ok := l.SignAt.risk(); ok && (!g.MustSign || g.SignAt.AtLeast(r)) {
+			g.MustSign, g.SignAt = true, r
+		}
+		for _, p := range l.ThirdParty {
+			if p.Audience != t.audience {
+				return vault.NewDenial(vault.CodeCapabilityCaveat, "", fmt.Errorf("link %d: group %q answers to %q, not to this gateway", i, p.Group, p.Audience))
+			}
+			g.Ask = append(g.Ask, p.Group)
+		}
 		if i == 0 {
 			g.MayRead, g.MaySendTo = l.MayRead, l.MaySendTo
 		} else {
@@ -295,8 +314,10 @@ func (l *layer) rule(kind vault.Kind, t vault.Target) (r Rule, name string, ok b
 
 func (a *authority) compileTarget(kind vault.Kind, t vault.Target) *target {
 	c := &target{grant: a.grant}
+	c.grant.Ask = slices.Clone(a.grant.Ask)
 	c.grant.AnyArgs = true
 	var chosen choices
+	first := len(a.layers) - len(a.chain.links) // one more layer if there is a ceiling
 	for i := range a.layers {
 		l := &a.layers[i]
 		c.budgets(l.id, l.budgets, kind, t, true)
@@ -319,14 +340,14 @@ func (a *authority) compileTarget(kind vault.Kind, t vault.Target) *target {
 		}
 		c.grant.Ask = append(c.grant.Ask, r.Ask...)
 		if r.Args != nil {
-			// Compiled once before when the link was decoded, so this cannot fail;
-			// if it does, nothing is allowed.
-			args, err := compileArgs(r.Args, "", 0)
+			// The shape was checked when the link was decoded. What can still fail is
+			// an expression that an engine refuses, or an engine that is not there.
+			args, err := compileArgs(r.Args, "", 0, a.enginesOrNone())
 			if err != nil {
-				return &target{grant: a.grant, code: code}
+				return &target{grant: a.grant, code: vault.CodeCapabilityCaveat, cause: fmt.Errorf("link %d: %w", i-first, err)}
 			}
 			c.grant.AnyArgs = false
-			c.checks = append(c.checks, layerCheck{args, argCode})
+			c.checks = append(c.checks, layerCheck{args, argCode, i - first})
 			chosen.add("", r.Args)
 		}
 		if r.Budgets != nil {
@@ -352,6 +373,14 @@ func (c *target) budgets(counter string, b *Budgets, kind vault.Kind, t vault.Ta
 		c.variable = append(c.variable, meter{counter: counter + "/bytes_out", unit: "bytes", limit: *b.BytesOut})
 		if kind == vault.KindEgress {
 			c.code = vault.CodeCapabilityBudget // what leaves is not in the arguments
+		}
+	}
+	for _, d := range []struct {
+		limit *int64
+		unit  string
+	}{{b.Recipients, vault.UnitRecipients}, {b.Hosts, vault.UnitHosts}, {b.Wall, vault.UnitWall}} {
+		if d.limit != nil {
+			c.grant.Debits = append(c.grant.Debits, vault.Debit{Counter: counter + "/" + d.unit, Limit: *d.limit, Unit: d.unit})
 		}
 	}
 	for i, s := range b.Sums {
@@ -387,16 +416,31 @@ func (m *meter) amount(args vault.Args) (n int64, code vault.Code, bad string) {
 	return n, "", ""
 }
 
+// enginesOrNone returns engines that refuse everything if none are configured.
+func (a *authority) enginesOrNone() *Engines {
+	if a.engines == nil {
+		return new(Engines)
+	}
+	return a.engines
+}
+
 // authorise holds a call against the compiled target.
-func (a *authority) authorise(call *vault.Call) (vault.Grant, *vault.Denial) {
+func (a *authority) authorise(call *vault.Call, now time.Time) (vault.Grant, *vault.Denial) {
 	t := a.target(call.Kind, call.Target)
 	if t.code != "" {
-		return t.grant, vault.NewDenial(t.code, "", nil)
+		return t.grant, vault.NewDenial(t.code, "", t.cause)
 	}
 	root := call.Args.Root()
 	for _, c := range t.checks {
 		if bad, ok := c.args.check(root, ""); !ok {
-			return t.grant, vault.NewDenial(c.code, bad, nil)
+			d := vault.NewDenial(c.code, bad, nil)
+			d.Reason.Detail = c.place()
+			return t.grant, d
+		}
+	}
+	for i := range a.caveats {
+		if d := a.caveats[i].hold(call, now); d != nil {
+			return t.grant, d
 		}
 	}
 	for i := range t.grant.Debits {
@@ -418,6 +462,14 @@ func (a *authority) authorise(call *vault.Call) (vault.Grant, *vault.Denial) {
 		g.Debits = append(g.Debits, vault.Debit{Counter: m.counter, Amount: n, Limit: m.limit, Unit: m.unit})
 	}
 	return g, nil
+}
+
+// place says whose constraint it was.
+func (c *layerCheck) place() string {
+	if c.link < 0 {
+		return "the ceiling of the issuer"
+	}
+	return fmt.Sprintf("a constraint of link %d", c.link)
 }
 
 // choices collects, by path, the values that the chain itself names. A path that

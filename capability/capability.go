@@ -53,6 +53,8 @@ const (
 	maxTests      = 16       // constraints on one argument of one link
 	maxNesting    = 8        // each and object inside each other
 	maxSums       = 32       // sum budgets of one link
+	maxCaveats    = 16       // caveats of one link, of either kind
+	maxArgv       = 256      // elements of an argument vector
 )
 
 // textPrefix marks the text form of a chain and its version.

@@ -117,6 +117,13 @@ func (c *Chain) fits(l *signedLink) error {
 	if l.Holder != nil && l.Holder.Key.IsZero() && len(l.kid) == 0 {
 		return errors.New("only the gateway binds to a holder without a key")
 	}
+	if l.Holder != nil && !l.Holder.Key.IsZero() {
+		for _, p := range c.links {
+			if p.DelegateKeys != nil && !slices.Contains(p.DelegateKeys, l.Holder.Key.Thumbprint()) {
+				return errors.New("bound to a key that is no delegate's")
+			}
+		}
+	}
 	if agent := c.agent(); l.Agent != "" && l.Agent != agent {
 		for _, p := range c.links {
 			if p.Delegates == nil && p.Parent.IsZero() || p.Delegates != nil && !slices.Contains(p.Delegates, l.Agent) {

@@ -20,9 +20,11 @@ type test func(vault.Value) bool
 type node struct {
 	name     string // last reference token, decoded
 	optional bool
-	scalar   bool // no each and no object: arrays and objects fail
+	scalar   bool // nothing here is for arrays and objects: they fail
 	implied  bool // made for a pointer that leads through it
 	tests    []test
+	lists    []test // of arrays
+	wholes   []test // of any value, with all that is in it
 	each     []*node
 	objects  []*object
 }
@@ -32,8 +34,9 @@ type object struct {
 	members []*node
 }
 
-// compileArgs checks args and compiles them. at is their place, for errors.
-func compileArgs(args Args, at string, nesting int) (*object, error) {
+// compileArgs checks args and compiles them. at is their place, for errors. Without
+// engines the tests that need one are checked for size and pass nothing.
+func compileArgs(args Args, at string, nesting int, e *Engines) (*object, error) {
 	if args == nil {
 		return nil, nil
 	}
@@ -49,7 +52,7 @@ func compileArgs(args Args, at string, nesting int) (*object, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := root.add(path, arg, at+pointer, nesting); err != nil {
+		if err := root.add(path, arg, at+pointer, nesting, e); err != nil {
 			return nil, err
 		}
 	}
@@ -58,13 +61,13 @@ func compileArgs(args Args, at string, nesting int) (*object, error) {
 }
 
 // add puts arg at path, making the objects on the way.
-func (o *object) add(path []string, arg Arg, at string, nesting int) error {
+func (o *object) add(path []string, arg Arg, at string, nesting int, e *Engines) error {
 	i := slices.IndexFunc(o.members, func(n *node) bool { return n.name == path[0] })
 	if len(path) == 1 {
 		if i >= 0 {
 			return fmt.Errorf("%s leads through another argument", at)
 		}
-		n, err := compileArg(arg, at, nesting)
+		n, err := compileArg(arg, at, nesting, e)
 		if err != nil {
 			return err
 		}
@@ -82,7 +85,7 @@ func (o *object) add(path []string, arg Arg, at string, nesting int) error {
 		return fmt.Errorf("%s leads through another argument", at)
 	}
 	n.optional = n.optional && arg.Optional
-	return n.objects[0].add(path[1:], arg, at, nesting)
+	return n.objects[0].add(path[1:], arg, at, nesting, e)
 }
 
 // sort makes the order in which members are looked at, and so the argument that a
@@ -96,11 +99,12 @@ func (o *object) sort() {
 	}
 }
 
-func compileArg(arg Arg, at string, nesting int) (*node, error) {
+func compileArg(arg Arg, at string, nesting int, eng *Engines) (*node, error) {
 	if len(arg.All) > maxTests {
 		return nil, fmt.Errorf("%s: %d constraints, at most %d", at, len(arg.All), maxTests)
 	}
 	n := &node{optional: arg.Optional}
+	closed := false // some test looks at every element of an array
 	for _, c := range arg.All {
 		if k := len(c.split()); k != 1 {
 			return nil, fmt.Errorf("%s: constraint of %d kinds, want one", at, k)
@@ -113,31 +117,52 @@ func compileArg(arg Arg, at string, nesting int) (*node, error) {
 			if nesting >= maxNesting {
 				return nil, fmt.Errorf("%s: nested deeper than %d", at, maxNesting)
 			}
-			e, err := compileArg(*c.Each, at, nesting+1)
+			e, err := compileArg(*c.Each, at, nesting+1, eng)
 			if err != nil {
 				return nil, err
 			}
 			n.each = append(n.each, e)
 		case c.Object != nil:
-			o, err := compileArgs(c.Object, at, nesting+1)
+			o, err := compileArgs(c.Object, at, nesting+1, eng)
 			if err != nil {
 				return nil, err
 			}
 			n.objects = append(n.objects, o)
 		default:
-			t, err := c.compile()
+			t, sort, err := c.compile(eng)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", at, err)
 			}
-			n.tests = append(n.tests, t)
+			switch sort {
+			case ofScalar:
+				n.tests = append(n.tests, t)
+			case ofWhole:
+				n.wholes = append(n.wholes, t)
+			case ofArray:
+				n.lists = append(n.lists, t)
+				closed = closed || c.Contains == nil && c.Count == nil
+			}
 		}
 	}
-	n.scalar = n.each == nil && n.objects == nil
-	if !n.scalar && n.tests != nil || n.each != nil && n.objects != nil {
+	arrays := n.each != nil || n.lists != nil
+	n.scalar = !arrays && n.objects == nil && n.wholes == nil
+	switch {
+	case n.tests != nil && (arrays || n.objects != nil), arrays && n.objects != nil:
 		return nil, fmt.Errorf("%s: constraints of different types can never hold together", at)
+	case n.lists != nil && n.each == nil && n.wholes == nil && !closed:
+		return nil, fmt.Errorf("%s: contains and count leave the elements open: say each, set or subset too", at)
 	}
 	return n, nil
 }
+
+// A sort says which values a constraint is about.
+type sort int
+
+const (
+	ofScalar sort = iota
+	ofArray       // of all elements
+	ofWhole       // of any value and all that is in it
+)
 
 // check holds v against o. The result is empty if v passes, else the pointer of
 // what does not. An absent v counts as an object without members.
@@ -174,13 +199,15 @@ func (o *object) check(v vault.Value, at string) (bad string, ok bool) {
 func (n *node) check(v vault.Value, at string) (bad string, ok bool) {
 	switch k := v.Kind(); {
 	case n.scalar && (k == vault.Array || k == vault.Object),
-		n.each != nil && k != vault.Array,
+		(n.each != nil || n.lists != nil) && k != vault.Array,
 		n.objects != nil && k != vault.Object:
 		return at, false
 	}
-	for _, t := range n.tests {
-		if !t(v) {
-			return at, false
+	for _, tests := range [...][]test{n.tests, n.lists, n.wholes} {
+		for _, t := range tests {
+			if !t(v) {
+				return at, false
+			}
 		}
 	}
 	for _, o := range n.objects {
@@ -209,12 +236,31 @@ func text(f func(string) bool) test {
 }
 
 // compile makes the test of a constraint other than each and object.
-func (c Constraint) compile() (test, error) {
+func (c Constraint) compile(e *Engines) (test, sort, error) {
+	switch {
+	case c.Set != nil, c.Subset != nil, c.Contains != nil, c.Count != nil:
+		t, err := c.compileArray()
+		return t, ofArray, err
+	case c.Argv != nil:
+		t, err := c.Argv.compile()
+		return t, ofArray, err
+	case c.Schema != nil, c.CEL != nil:
+		t, err := e.value(&c)
+		return t, ofWhole, err
+	}
+	t, err := c.compileScalar()
+	return t, ofScalar, err
+}
+
+// compileScalar makes the test of a constraint on a scalar.
+func (c Constraint) compileScalar() (test, error) {
 	switch {
 	case c.Exact != nil:
 		return compileSet([]Scalar{*c.Exact})
 	case c.OneOf != nil:
 		return compileSet(c.OneOf)
+	case c.NotOneOf != nil:
+		return compileNotOneOf(c.NotOneOf)
 	case c.Int != nil:
 		lo, hi := c.Int.Min, c.Int.Max
 		if lo > hi {
@@ -255,6 +301,19 @@ func (c Constraint) compile() (test, error) {
 		return c.URL.compile()
 	case c.HostSuffix != nil:
 		return compileHost(c.HostSuffix)
+	case c.CIDR != nil:
+		return compileCIDR(c.CIDR)
+	case c.PublicURL != nil:
+		return c.PublicURL.compile()
+	case c.Length != nil:
+		lo, hi := c.Length.Min, c.Length.Max
+		if lo > hi || lo < 0 {
+			return nil, errRange
+		}
+		return text(func(s string) bool {
+			n := int64(utf8.RuneCountInString(s))
+			return lo <= n && n <= hi
+		}), nil
 	case c.MaxLength != nil:
 		limit := *c.MaxLength
 		if limit < 0 {
@@ -288,6 +347,22 @@ func decimalOf(v vault.Value) (Decimal, bool) {
 // compileSet compares canonical JSON, in which equal values are equal bytes and
 // values of different types never are.
 func compileSet(set []Scalar) (test, error) {
+	raws, err := rawSet(set)
+	if err != nil {
+		return nil, err
+	}
+	if len(raws) == 1 {
+		only := raws[0]
+		return func(v vault.Value) bool { return v.Raw() == only }, nil
+	}
+	return func(v vault.Value) bool {
+		_, ok := slices.BinarySearch(raws, v.Raw())
+		return ok
+	}, nil
+}
+
+// rawSet returns the values in canonical JSON, sorted, each once.
+func rawSet(set []Scalar) ([]string, error) {
 	if len(set) > maxSet {
 		return nil, fmt.Errorf("%d values: at most %d", len(set), maxSet)
 	}
@@ -302,15 +377,27 @@ func compileSet(set []Scalar) (test, error) {
 		}
 		raws[i] = string(b)
 	}
-	if len(raws) == 1 {
-		only := raws[0]
-		return func(v vault.Value) bool { return v.Raw() == only }, nil
-	}
 	slices.Sort(raws)
-	raws = slices.Compact(raws)
+	return slices.Compact(raws), nil
+}
+
+// compileNotOneOf passes a scalar of a type that is in the list and a value that
+// is not. Where nothing of that type is listed, the list says nothing of the value.
+func compileNotOneOf(set []Scalar) (test, error) {
+	raws, err := rawSet(set)
+	if err != nil {
+		return nil, err
+	}
+	var kinds [8]bool
+	for _, s := range set {
+		kinds[s.kind] = true
+	}
 	return func(v vault.Value) bool {
-		_, ok := slices.BinarySearch(raws, v.Raw())
-		return ok
+		if !kinds[v.Kind()] {
+			return false
+		}
+		_, found := slices.BinarySearch(raws, v.Raw())
+		return !found
 	}, nil
 }
 

@@ -41,6 +41,17 @@ type Constraint struct {
 	MaxLength   *int64        `cbor:"12,keyasint,omitzero" json:"max_length,omitzero"`  // of a string, in code points
 	Each        *Arg          `cbor:"13,keyasint,omitzero" json:"each,omitzero"`        // every element of an array
 	Object      Args          `cbor:"14,keyasint,omitzero" json:"object,omitzero"`      // an object with these members, closed like the arguments
+	NotOneOf    []Scalar      `cbor:"15,keyasint,omitzero" json:"not_one_of,omitzero"`  // a scalar of a type that is listed, and none of these
+	CIDR        []string      `cbor:"16,keyasint,omitzero" json:"cidr,omitzero"`        // an IP address in one of these networks
+	PublicURL   *PublicURL    `cbor:"17,keyasint,omitzero" json:"public_url,omitzero"`  // a URL that cannot name a private address
+	Argv        *Argv         `cbor:"18,keyasint,omitzero" json:"argv,omitzero"`        // a program and its arguments
+	Set         []Scalar      `cbor:"19,keyasint,omitzero" json:"set,omitzero"`         // an array of exactly these, in any order, each once
+	Subset      []Scalar      `cbor:"20,keyasint,omitzero" json:"subset,omitzero"`      // an array of some of these, each at most once
+	Contains    []Scalar      `cbor:"21,keyasint,omitzero" json:"contains,omitzero"`    // an array that has each of these; beside each, set or subset
+	Count       *IntRange     `cbor:"22,keyasint,omitzero" json:"count,omitzero"`       // of the elements of an array; beside each, set or subset
+	Length      *IntRange     `cbor:"23,keyasint,omitzero" json:"length,omitzero"`      // of a string, in code points
+	Schema      *string       `cbor:"24,keyasint,omitzero" json:"schema,omitzero"`      // a JSON Schema (2020-12) in canonical JSON, of any value
+	CEL         *string       `cbor:"25,keyasint,omitzero" json:"cel,omitzero"`         // a CEL expression over this, of any value
 }
 
 // An IntRange is inclusive.
@@ -65,6 +76,27 @@ type URL struct {
 	Hosts   []string `cbor:"2,keyasint" json:"hosts"`                     // exact, or below it when it begins with "."
 	Ports   []int    `cbor:"3,keyasint,omitzero" json:"ports,omitzero"`   // absent: the scheme's own
 	Path    string   `cbor:"4,keyasint,omitzero" json:"path,omitzero"`    // this path or one below it, by segments; absent: all
+}
+
+// A PublicURL is a URL as in [URL] whose host is a name or address of the public
+// internet: no private, loopback, link-local, shared or metadata address, no name
+// of a private network (a single label, .local, .internal, .localhost, .home.arpa,
+// .onion, .test). What a public name leads to is for whoever opens the connection
+// to check.
+type PublicURL struct {
+	Schemes []string `cbor:"1,keyasint,omitzero" json:"schemes,omitzero"` // absent: https
+	Ports   []int    `cbor:"2,keyasint,omitzero" json:"ports,omitzero"`   // absent: the scheme's own
+}
+
+// An Argv is the argument vector of a program that is started without a shell: an
+// array of strings. The first is the program. An argument that begins with "-" is
+// an option and has to be listed; the others are operands.
+type Argv struct {
+	Programs []string     `cbor:"1,keyasint" json:"programs"`                   // the first element, whole
+	Options  []string     `cbor:"2,keyasint,omitzero" json:"options,omitzero"`  // "-l", "--all"; "--depth=" takes a value that passes Values
+	Values   []Constraint `cbor:"3,keyasint,omitzero" json:"values,omitzero"`   // of options with "="; absent: there are none
+	Operands []Constraint `cbor:"4,keyasint,omitzero" json:"operands,omitzero"` // of every operand; absent: there are none
+	Max      int          `cbor:"5,keyasint,omitzero" json:"max,omitzero"`      // elements, at most 256; zero: 64
 }
 
 // A Decimal is a number of millionths.
@@ -220,6 +252,17 @@ func (c Constraint) split() []Constraint {
 	add(c.MaxLength != nil, Constraint{MaxLength: c.MaxLength})
 	add(c.Each != nil, Constraint{Each: c.Each})
 	add(c.Object != nil, Constraint{Object: c.Object})
+	add(c.NotOneOf != nil, Constraint{NotOneOf: c.NotOneOf})
+	add(c.CIDR != nil, Constraint{CIDR: c.CIDR})
+	add(c.PublicURL != nil, Constraint{PublicURL: c.PublicURL})
+	add(c.Argv != nil, Constraint{Argv: c.Argv})
+	add(c.Set != nil, Constraint{Set: c.Set})
+	add(c.Subset != nil, Constraint{Subset: c.Subset})
+	add(c.Contains != nil, Constraint{Contains: c.Contains})
+	add(c.Count != nil, Constraint{Count: c.Count})
+	add(c.Length != nil, Constraint{Length: c.Length})
+	add(c.Schema != nil, Constraint{Schema: c.Schema})
+	add(c.CEL != nil, Constraint{CEL: c.CEL})
 	return out
 }
 

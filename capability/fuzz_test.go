@@ -84,7 +84,7 @@ func FuzzLink(f *testing.F) {
 		}
 		for kind, targets := range c.links[0].Grants {
 			for target := range targets {
-				a.authorise(&vault.Call{Kind: kind, Target: target, Args: vault.MustArgs(`{"path":"/a","n":[1,"x",{}]}`)})
+				a.authorise(&vault.Call{Kind: kind, Target: target, Args: vault.MustArgs(`{"path":"/a","n":[1,"x",{}]}`)}, testStart)
 			}
 		}
 	})
@@ -151,8 +151,11 @@ func FuzzConstraints(f *testing.F) {
 		{Glob: ptr("a*/**?")},
 		{Decimal: &DecimalRange{Min: -1e9, Max: 1e9}},
 		{Int: &IntRange{Min: -5, Max: 5}},
+		{CIDR: []string{"10.0.0.0/8", "fd00::/8"}},
+		{PublicURL: &PublicURL{Ports: []int{443, 8443}}},
+		{Length: &IntRange{Min: 1, Max: 5}},
 	} {
-		compiled, err := c.compile()
+		compiled, _, err := c.compile(nil)
 		if err != nil {
 			f.Fatal(err)
 		}

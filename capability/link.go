@@ -59,6 +59,39 @@ type Link struct {
 	// MaySendTo are the recipients that private data may go to: domains and hosts.
 	// Absent from the root: none.
 	MaySendTo []string `cbor:"17,keyasint,omitzero" json:"may_send_to,omitzero"`
+	// Caveats are CEL expressions over a call; each of every link has to be true.
+	// What can evaluate them is configured ([Config.Engines]); without it the chain
+	// is refused.
+	Caveats []string `cbor:"18,keyasint,omitzero" json:"caveats,omitzero"`
+	// ThirdParty are parties that have to agree to every call.
+	ThirdParty []ThirdParty `cbor:"19,keyasint,omitzero" json:"third_party,omitzero"`
+	// SignAt is the least risk of a target from which on a call has to carry a
+	// signature of its own. The strictest in the chain counts; absent: none does.
+	SignAt SignAt `cbor:"20,keyasint,omitzero" json:"sign_at,omitzero"`
+	// DelegateKeys are the thumbprints (RFC 9679) of the keys that later links may be
+	// bound to. Absent: any key.
+	DelegateKeys []vault.Digest `cbor:"21,keyasint,omitzero" json:"delegate_keys,omitzero"`
+}
+
+// A ThirdParty is a group of people who discharge a caveat by answering a
+// question, and the gateway they answer to. Only the gateway with that audience
+// can put the question; every other one refuses the chain.
+type ThirdParty struct {
+	Group    string `cbor:"1,keyasint" json:"group"`
+	Audience string `cbor:"2,keyasint" json:"audience"` // cluster id
+}
+
+// A SignAt is a least risk: low, medium or high. The empty SignAt demands nothing.
+type SignAt string
+
+// risk returns the least risk from which on s demands a signature.
+func (s SignAt) risk() (r vault.Risk, ok bool) {
+	for _, r := range []vault.Risk{vault.RiskLow, vault.RiskMedium, vault.RiskHigh} {
+		if r.String() == string(s) {
+			return r, true
+		}
+	}
+	return vault.RiskHigh, false
 }
 
 // A Task is the purpose a chain serves.
@@ -116,6 +149,12 @@ type Budgets struct {
 	Calls    *int64 `cbor:"1,keyasint,omitzero" json:"calls,omitzero"`     // calls, never refunded
 	BytesOut *int64 `cbor:"2,keyasint,omitzero" json:"bytes_out,omitzero"` // bytes of canonical arguments; calls of kind egress are refused under it
 	Sums     []Sum  `cbor:"3,keyasint,omitzero" json:"sums,omitzero"`
+	// Recipients and Hosts bound how many different ones the calls may reach. Who is
+	// a recipient of a call, and which host it reaches, is for the gateway to say,
+	// which knows the roles of arguments.
+	Recipients *int64 `cbor:"4,keyasint,omitzero" json:"recipients,omitzero"`
+	Hosts      *int64 `cbor:"5,keyasint,omitzero" json:"hosts,omitzero"`
+	Wall       *int64 `cbor:"6,keyasint,omitzero" json:"wall_ms,omitzero"` // milliseconds that calls may run, added up
 }
 
 // A Sum bounds the total of one numeric argument of one target. The argument is

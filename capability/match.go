@@ -147,18 +147,26 @@ func (u *URL) compile() (test, error) {
 			return nil, fmt.Errorf("url: %q is no host", h)
 		}
 	}
-	ports := make([]string, len(u.Ports))
-	for i, p := range u.Ports {
-		if p < 1 || p > 65535 {
-			return nil, fmt.Errorf("url: no port %d", p)
-		}
-		ports[i] = strconv.Itoa(p)
+	ports, err := portNames(u.Ports)
+	if err != nil {
+		return nil, err
 	}
 	if u.Path != "" && !cleanPath(u.Path) {
 		return nil, errors.New("url: path is not absolute and clean")
 	}
-	rule := compiledURL{slices.Clone(schemes), slices.Clone(u.Hosts), ports, u.Ports == nil, u.Path}
+	rule := compiledURL{slices.Clone(schemes), slices.Clone(u.Hosts), ports, u.Ports == nil, false, u.Path}
 	return text(rule.match), nil
+}
+
+func portNames(ports []int) ([]string, error) {
+	names := make([]string, len(ports))
+	for i, p := range ports {
+		if p < 1 || p > 65535 {
+			return nil, fmt.Errorf("url: no port %d", p)
+		}
+		names[i] = strconv.Itoa(p)
+	}
+	return names, nil
 }
 
 // ipHost reports whether h is an IP address as a URL writes it. Addresses match
@@ -181,6 +189,7 @@ func defaultPort(scheme string) string {
 type compiledURL struct {
 	schemes, hosts, ports []string
 	ownPort               bool // only the scheme's default
+	public                bool // any host of the public internet instead of hosts
 	path                  string
 }
 
@@ -217,6 +226,9 @@ func (c *compiledURL) match(s string) bool {
 }
 
 func (c *compiledURL) host(host string) bool {
+	if c.public {
+		return publicHost(host)
+	}
 	name := hostName(host)
 	for _, h := range c.hosts {
 		if below, ok := strings.CutPrefix(h, "."); ok {

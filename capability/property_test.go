@@ -15,7 +15,7 @@ import (
 // drawConstraint draws a constraint that some of drawValue's values pass.
 func drawConstraint(t *rapid.T) Constraint {
 	word := rapid.SampledFrom([]string{"a", "b", "/srv", "/srv/a", "x@a.example", "https://a.example/v1", "a.example"})
-	switch rapid.IntRange(0, 10).Draw(t, "constraint") {
+	switch rapid.IntRange(0, 17).Draw(t, "constraint") {
 	case 0:
 		return Constraint{Exact: ptr(String(word.Draw(t, "exact")))}
 	case 1:
@@ -37,14 +37,36 @@ func drawConstraint(t *rapid.T) Constraint {
 		return Constraint{EmailDomain: []string{rapid.SampledFrom([]string{"a.example", "b.example"}).Draw(t, "domain")}}
 	case 9:
 		return Constraint{URL: &URL{Hosts: []string{"a.example"}, Path: rapid.SampledFrom([]string{"", "/v1", "/v2"}).Draw(t, "path")}}
+	case 10:
+		return Constraint{NotOneOf: []Scalar{String(word.Draw(t, "not")), Int(3)}}
+	case 11:
+		return Constraint{CIDR: []string{rapid.SampledFrom([]string{"10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"}).Draw(t, "network")}}
+	case 12:
+		return Constraint{PublicURL: &PublicURL{}}
+	case 13:
+		return Constraint{Length: &IntRange{Min: rapid.Int64Range(0, 4).Draw(t, "least"), Max: 12}}
+	case 14:
+		return Constraint{CEL: ptr(rapid.SampledFrom([]string{"string", "short"}).Draw(t, "cel"))}
+	case 15:
+		return Constraint{Schema: ptr(rapid.SampledFrom([]string{"string", "short"}).Draw(t, "schema"))}
 	}
 	return Constraint{MaxLength: ptr(rapid.Int64Range(0, 12).Draw(t, "length"))}
 }
 
 func drawArg(t *rapid.T) Arg {
 	a := Arg{Optional: rapid.Bool().Draw(t, "optional")}
-	if rapid.IntRange(0, 5).Draw(t, "shape") == 0 {
-		a.All = []Constraint{{Each: &Arg{All: []Constraint{drawConstraint(t)}}}}
+	switch rapid.IntRange(0, 11).Draw(t, "shape") {
+	case 0, 1:
+		a.All = []Constraint{{Each: &Arg{All: []Constraint{drawConstraint(t)}}}, {Count: &IntRange{Min: 0, Max: rapid.Int64Range(0, 3).Draw(t, "count")}}}
+		return a
+	case 2:
+		a.All = []Constraint{{Subset: []Scalar{String("a"), Int(3)}}}
+		return a
+	case 3:
+		a.All = []Constraint{{Set: []Scalar{String("a"), Int(3)}}, {Contains: []Scalar{Int(3)}}}
+		return a
+	case 4:
+		a.All = []Constraint{{Argv: &Argv{Programs: []string{"a"}, Options: []string{"-x"}, Operands: []Constraint{drawConstraint(t)}}}}
 		return a
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "constraints") {
@@ -109,6 +131,15 @@ func drawChild(t *rapid.T) Link {
 	if rapid.IntRange(0, 5).Draw(t, "expires") == 0 {
 		l.Expires = InstantOf(testStart.Add(time.Duration(rapid.IntRange(1, 120).Draw(t, "minutes")) * time.Minute))
 	}
+	if rapid.IntRange(0, 5).Draw(t, "caveats") == 0 {
+		l.Caveats = []string{rapid.SampledFrom([]string{"yes", "no", "read"}).Draw(t, "caveat")}
+	}
+	if rapid.IntRange(0, 5).Draw(t, "third party") == 0 {
+		l.ThirdParty = []ThirdParty{{Group: "legal", Audience: testAudience}}
+	}
+	if rapid.IntRange(0, 5).Draw(t, "sign") == 0 {
+		l.SignAt = rapid.SampledFrom([]SignAt{"low", "medium", "high"}).Draw(t, "sign at")
+	}
 	if rapid.IntRange(0, 3).Draw(t, "labels") == 0 {
 		l.MayRead, l.MaySendTo = []string{"crm"}, []string{}
 	}
@@ -119,6 +150,7 @@ func drawCall(t *rapid.T) *vault.Call {
 	value := rapid.SampledFrom([]string{
 		`"a"`, `"b"`, `"/srv/a"`, `"/etc"`, `"x@a.example"`, `"https://a.example/v1/x"`,
 		`"a.example"`, `1`, `3`, `2.5`, `true`, `null`, `["x@a.example"]`, `[]`, `[3,"a"]`,
+		`"10.1.2.3"`, `"2001:db8::1"`, `["a","-x"]`, `["a","b"]`, `{"x":1}`,
 	})
 	var b bytes.Buffer
 	for _, name := range []string{"a", "b"} {
@@ -139,6 +171,7 @@ func drawCall(t *rapid.T) *vault.Call {
 // allows, chain allows, and it costs at least as much and asks at least as many.
 func TestLongerChainsAllowLess(t *testing.T) {
 	w := newWorld(t)
+	w.cfg.Engines = &testEngines
 	v := w.verifier()
 	compile := func(t *rapid.T, c Chain) *authority {
 		a, err := v.trust.compile(c.raw)
@@ -166,17 +199,19 @@ func TestLongerChainsAllowLess(t *testing.T) {
 			}
 			for range 8 {
 				call := drawCall(t)
-				g, denial := long.authorise(call)
+				g, denial := long.authorise(call, testStart)
 				if denial != nil {
 					continue
 				}
 				allowed++
-				parent, denial := short.authorise(call)
+				parent, denial := short.authorise(call, testStart)
 				switch {
 				case denial != nil:
 					t.Fatalf("%s %s: the longer chain allows what the shorter one refuses: %v", call.Target.Name, call.Args, denial)
 				case g.AnyArgs && !parent.AnyArgs:
 					t.Fatal("arguments became open")
+				case parent.MustSign && (!g.MustSign || !parent.SignAt.AtLeast(g.SignAt)):
+					t.Fatalf("a signature is no longer demanded: %v at %v, then %v at %v", parent.MustSign, parent.SignAt, g.MustSign, g.SignAt)
 				case !parent.Definition.IsZero() && g.Definition != parent.Definition:
 					t.Fatal("a pin went")
 				}

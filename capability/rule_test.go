@@ -21,6 +21,13 @@ func TestArguments(t *testing.T) {
 	list := arg("/to", Constraint{Each: &Arg{All: []Constraint{{EmailDomain: []string{"a.example"}}}}})
 	edits := arg("/edits", Constraint{Each: &Arg{All: []Constraint{{Object: Args{"/old": {}, "/new": One(Constraint{MaxLength: ptr(int64(3))})}}}}})
 	nested := Rule{Args: Args{"/filter/path": One(Constraint{SubPath: ptr("/a")}), "/filter/deep/n": {Optional: true, All: []Constraint{{Int: &IntRange{Min: 1, Max: 3}}}}}}
+	network := arg("/a", Constraint{CIDR: []string{"10.1.0.0/16", "fd00::/8"}})
+	public := arg("/u", Constraint{PublicURL: &PublicURL{}})
+	command := arg("/c", Constraint{Argv: &Argv{
+		Programs: []string{"git"}, Options: []string{"--oneline", "-n=", "--"},
+		Values: []Constraint{{Regex: ptr("[0-9]+")}}, Operands: []Constraint{{Regex: ptr("log|/srv/.*")}},
+	}})
+	carbon := arg("/s", Constraint{Each: &Arg{All: []Constraint{{EmailDomain: []string{"a.example"}}}}}, Constraint{Contains: []Scalar{String("boss@a.example")}}, Constraint{Count: &IntRange{Min: 1, Max: 2}})
 	optional := Rule{Args: Args{"/a": {}, "/b": {Optional: true}}}
 	for _, tt := range []struct {
 		name string
@@ -32,6 +39,75 @@ func TestArguments(t *testing.T) {
 		{"an argument where none are allowed", Rule{Args: Args{}}, `{"a":1}`, "/a"},
 		{"an object where none are allowed", Rule{Args: Args{}}, `{"a":{}}`, "/a"},
 		{"open arguments", Rule{Any: true}, `{"a":{"b":[1,{}]}}`, ok},
+		{"any type that is not listed fails not one of", arg("/c", Constraint{NotOneOf: []Scalar{String("a")}}), `{"c":1}`, "/c"},
+		{"not one of", arg("/c", Constraint{NotOneOf: []Scalar{String("a")}}), `{"c":"b"}`, ok},
+		{"one of not one of", arg("/c", Constraint{NotOneOf: []Scalar{String("a")}}), `{"c":"a"}`, "/c"},
+
+		{"an address in the network", network, `{"a":"10.1.255.255"}`, ok},
+		{"an address beside the network", network, `{"a":"10.2.0.0"}`, "/a"},
+		{"an IPv4 address in IPv6 clothes is the IPv4 address", network, `{"a":"::ffff:10.1.2.3"}`, ok},
+		{"an address with leading zeros", network, `{"a":"10.01.2.3"}`, "/a"},
+		{"an address as one number", network, `{"a":"167838211"}`, "/a"},
+		{"an address with a zone", network, `{"a":"fd00::1%eth0"}`, "/a"},
+		{"an IPv6 address", network, `{"a":"fd00::1"}`, ok},
+		{"a network is no address", network, `{"a":"10.1.0.0/16"}`, "/a"},
+
+		{"a public URL", public, `{"u":"https://api.github.com/repos?x=1"}`, ok},
+		{"a public address", public, `{"u":"https://1.1.1.1/"}`, ok},
+		{"a private address", public, `{"u":"https://192.168.1.1/"}`, "/u"},
+		{"the metadata address", public, `{"u":"https://169.254.169.254/latest"}`, "/u"},
+		{"the metadata address as one number", public, `{"u":"https://2852039166/"}`, "/u"},
+		{"the metadata address in hexadecimal", public, `{"u":"https://0xa9fea9fe/"}`, "/u"},
+		{"the metadata address in octal", public, `{"u":"https://0251.0376.0251.0376/"}`, "/u"},
+		{"loopback in short", public, `{"u":"https://127.1/"}`, "/u"},
+		{"loopback in IPv6", public, `{"u":"https://[::1]/"}`, "/u"},
+		{"a private address inside IPv6", public, `{"u":"https://[::ffff:10.0.0.1]/"}`, "/u"},
+		{"a private address inside NAT64", public, `{"u":"https://[64:ff9b::a00:1]/"}`, "/u"},
+		{"a public IPv6 address", public, `{"u":"https://[2606:4700::1111]/"}`, ok},
+		{"a name of one label", public, `{"u":"https://intranet/"}`, "/u"},
+		{"localhost", public, `{"u":"https://x.localhost/"}`, "/u"},
+		{"a name of a private network", public, `{"u":"https://metadata.google.internal/"}`, "/u"},
+		{"a name in other letters", public, `{"u":"https://ⅼⅿoogle.com/"}`, "/u"},
+		{"userinfo before a public host", public, `{"u":"https://github.com@10.0.0.1/"}`, "/u"},
+		{"another port than the scheme's", public, `{"u":"https://github.com:8443/"}`, "/u"},
+		{"another scheme", public, `{"u":"http://github.com/"}`, "/u"},
+
+		{"a command", command, `{"c":["git","log","--oneline","-n=3","/srv/repo"]}`, ok},
+		{"another program", command, `{"c":["sh","-c","git log"]}`, "/c"},
+		{"an option that is not listed", command, `{"c":["git","log","--upload-pack=evil"]}`, "/c"},
+		{"an option without its value", command, `{"c":["git","log","-n"]}`, "/c"},
+		{"a value for an option that takes none", command, `{"c":["git","log","--oneline=1"]}`, "/c"},
+		{"a value that its rule refuses", command, `{"c":["git","log","-n=4 "]}`, "/c"},
+		{"an operand that its rule refuses", command, `{"c":["git","push"]}`, "/c"},
+		{"an option after two dashes", command, `{"c":["git","--","--exec=evil"]}`, "/c"},
+		{"no program", command, `{"c":[]}`, "/c"},
+		{"a command line in one string", command, `{"c":"git log"}`, "/c"},
+		{"an operand that is no string", command, `{"c":["git",["log"]]}`, "/c"},
+		{"a NUL in an operand", command, `{"c":["git","log\u0000"]}`, "/c"},
+
+		{"the set in another order", arg("/s", Constraint{Set: []Scalar{String("a"), Int(1)}}), `{"s":[1,"a"]}`, ok},
+		{"the set without one", arg("/s", Constraint{Set: []Scalar{String("a"), Int(1)}}), `{"s":["a"]}`, "/s"},
+		{"the set with one twice", arg("/s", Constraint{Set: []Scalar{String("a"), Int(1)}}), `{"s":["a",1,1]}`, "/s"},
+		{"a set is an array", arg("/s", Constraint{Set: []Scalar{String("a")}}), `{"s":"a"}`, "/s"},
+		{"a subset", arg("/s", Constraint{Subset: []Scalar{String("a"), Int(1)}}), `{"s":["a"]}`, ok},
+		{"an empty subset", arg("/s", Constraint{Subset: []Scalar{String("a"), Int(1)}}), `{"s":[]}`, ok},
+		{"a subset with one twice", arg("/s", Constraint{Subset: []Scalar{String("a"), Int(1)}}), `{"s":["a","a"]}`, "/s"},
+		{"a subset with another", arg("/s", Constraint{Subset: []Scalar{String("a"), Int(1)}}), `{"s":["a","b"]}`, "/s"},
+		{"a subset with an array inside", arg("/s", Constraint{Subset: []Scalar{String("a")}}), `{"s":[["a"]]}`, "/s"},
+		{"contains", carbon, `{"s":["x@a.example","boss@a.example"]}`, ok},
+		{"does not contain", carbon, `{"s":["x@a.example"]}`, "/s"},
+		{"contains, and an element that each refuses", carbon, `{"s":["boss@a.example","x@b.example"]}`, "/s/1"},
+		{"too many elements", carbon, `{"s":["boss@a.example","x@a.example","y@a.example"]}`, "/s"},
+		{"length between", arg("/s", Constraint{Length: &IntRange{Min: 2, Max: 3}}), `{"s":"€€"}`, ok},
+		{"length below", arg("/s", Constraint{Length: &IntRange{Min: 2, Max: 3}}), `{"s":"€"}`, "/s"},
+
+		{"a CEL test that holds", arg("/s", Constraint{CEL: ptr("short")}), `{"s":"abc"}`, ok},
+		{"a CEL test that does not hold", arg("/s", Constraint{CEL: ptr("short")}), `{"s":"abcdefghijkl"}`, "/s"},
+		{"a CEL test that fails", arg("/s", Constraint{CEL: ptr("fails")}), `{"s":"abc"}`, "/s"},
+		{"a schema of an object", arg("/s", Constraint{Schema: ptr("object")}), `{"s":{"a":[1]}}`, ok},
+		{"a schema that does not hold", arg("/s", Constraint{Schema: ptr("object")}), `{"s":[1]}`, "/s"},
+		{"a schema and a scalar test", arg("/s", Constraint{Schema: ptr("string")}, Constraint{Prefix: ptr("a")}), `{"s":"b"}`, "/s"},
+
 		{"a named argument is required", optional, `{"b":1}`, "/a"},
 		{"an optional argument may be missing", optional, `{"a":1}`, ok},
 		{"an argument that is not named", optional, `{"a":1,"c":1}`, "/c"},
@@ -156,6 +232,7 @@ func TestArguments(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
+			w.cfg.Engines = &testEngines
 			_, err := w.verify(w.verifier(), w.mint(w.root(tt.rule)), w.agent, newCall(tt.args))
 			if tt.want == ok {
 				if err != nil {
@@ -224,6 +301,24 @@ func TestRulesThatAreRefused(t *testing.T) {
 		{"a URL with a scheme nobody knows", rule(arg("/a", Constraint{URL: &URL{Schemes: []string{"file"}, Hosts: []string{"a.example"}}}))},
 		{"an optional element", rule(arg("/a", Constraint{Each: &Arg{Optional: true}}))},
 		{"an exact value of no type", rule(arg("/a", Constraint{Exact: &Scalar{}}))},
+		{"a network with host bits", rule(arg("/a", Constraint{CIDR: []string{"10.0.0.1/8"}}))},
+		{"a network that is none", rule(arg("/a", Constraint{CIDR: []string{"10.0.0.0"}}))},
+		{"a public URL with a scheme nobody knows", rule(arg("/a", Constraint{PublicURL: &PublicURL{Schemes: []string{"file"}}}))},
+		{"an argument vector without program", rule(arg("/a", Constraint{Argv: &Argv{}}))},
+		{"an option that is none", rule(arg("/a", Constraint{Argv: &Argv{Programs: []string{"git"}, Options: []string{"log"}}}))},
+		{"an option with its value", rule(arg("/a", Constraint{Argv: &Argv{Programs: []string{"git"}, Options: []string{"--n=3"}}}))},
+		{"contains that leaves the elements open", rule(arg("/a", Constraint{Contains: []Scalar{Int(1)}}))},
+		{"count that leaves the elements open", rule(arg("/a", Constraint{Count: &IntRange{Min: 0, Max: 1}}))},
+		{"a set beside a scalar test", rule(arg("/a", Constraint{Set: []Scalar{Int(1)}}, Constraint{Prefix: ptr("a")}))},
+		{"a negative length", rule(arg("/a", Constraint{Length: &IntRange{Min: -1, Max: 1}}))},
+		{"an empty expression", rule(arg("/a", Constraint{CEL: ptr("")}))},
+		{"an expression without end", rule(arg("/a", Constraint{CEL: ptr(string(make([]byte, maxText+1)))}))},
+		{"too many caveats", func(l *Link) { l.Caveats = make([]string, maxCaveats+1) }},
+		{"an empty caveat", func(l *Link) { l.Caveats = []string{""} }},
+		{"a third party without audience", func(l *Link) { l.ThirdParty = []ThirdParty{{Group: "legal"}} }},
+		{"a signature from an unknown risk on", func(l *Link) { l.SignAt = "severe" }},
+		{"a delegate key without thumbprint", func(l *Link) { l.DelegateKeys = []vault.Digest{{}} }},
+		{"a negative budget of recipients", func(l *Link) { l.Budgets.Recipients = Limit(-1) }},
 		{"nesting without end", rule(deep(maxNesting + 2))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

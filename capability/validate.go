@@ -3,6 +3,7 @@ package capability
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -86,10 +87,34 @@ func (l *Link) check(root bool) error {
 			return err
 		}
 	}
-	if err := l.Budgets.check(true); err != nil {
+	if err := errors.Join(l.checkCaveats(), l.Budgets.check(true)); err != nil {
 		return err
 	}
 	return l.Grants.check(root)
+}
+
+// checkCaveats checks what a link demands of every call.
+func (l *Link) checkCaveats() error {
+	if len(l.Caveats) > maxCaveats || len(l.ThirdParty) > maxCaveats {
+		return fmt.Errorf("%d caveats and %d third parties: at most %d each", len(l.Caveats), len(l.ThirdParty), maxCaveats)
+	}
+	for _, c := range l.Caveats {
+		if err := errors.Join(checkPattern(c), checkString(c, maxText)); err != nil {
+			return fmt.Errorf("caveat: %w", err)
+		}
+	}
+	for _, p := range l.ThirdParty {
+		if err := errors.Join(checkName(p.Group), checkName(p.Audience)); err != nil {
+			return fmt.Errorf("third party: %w", err)
+		}
+	}
+	if _, ok := l.SignAt.risk(); !ok && l.SignAt != "" {
+		return fmt.Errorf("sign at %q: want low, medium or high", l.SignAt)
+	}
+	if slices.Contains(l.DelegateKeys, vault.Digest{}) {
+		return errors.New("delegate key without a thumbprint")
+	}
+	return nil
 }
 
 func (h *Holder) check() error {
@@ -148,7 +173,7 @@ func (r *Rule) check(root bool) error {
 	if err := r.Budgets.check(false); err != nil {
 		return err
 	}
-	_, err := compileArgs(r.Args, "", 0)
+	_, err := compileArgs(r.Args, "", 0, nil)
 	return err
 }
 
@@ -160,10 +185,10 @@ func (b *Budgets) check(link bool) error {
 	if b == nil {
 		return nil
 	}
-	if b.Calls == nil && b.BytesOut == nil && len(b.Sums) == 0 {
+	if b.Calls == nil && b.BytesOut == nil && len(b.Sums) == 0 && b.Recipients == nil && b.Hosts == nil && b.Wall == nil {
 		return errEmptySet
 	}
-	for _, n := range []*int64{b.Calls, b.BytesOut} {
+	for _, n := range []*int64{b.Calls, b.BytesOut, b.Recipients, b.Hosts, b.Wall} {
 		if n != nil && *n < 0 {
 			return errors.New("negative budget")
 		}

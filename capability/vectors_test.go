@@ -193,12 +193,12 @@ func TestVectors(t *testing.T) {
 					t.Errorf("link %d is %v", i, l.ID)
 				}
 			}
-			a, err := (&trust{roots, v.Audience}).compile(raw)
+			a, err := (&trust{roots, v.Audience, nil}).compile(raw)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, c := range tt.Calls {
-				_, denial := a.authorise(&vault.Call{Kind: c.Kind, Target: c.Target, Args: vault.MustArgs(string(c.Args))})
+				_, denial := a.authorise(&vault.Call{Kind: c.Kind, Target: c.Target, Args: vault.MustArgs(string(c.Args))}, v.Now)
 				var code vault.Code
 				var path string
 				if denial != nil {

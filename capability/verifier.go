@@ -27,6 +27,7 @@ type Config struct {
 	SessionKey  crypto.Signer            // signs answers to session openings; nil: a fresh Ed25519 key
 	CacheSize   int                      // compiled chains kept; zero: 4,096
 	MaxSessions int                      // open sessions; zero: 4,096
+	Engines     *Engines                 // evaluate caveats, CEL and schemas; nil: chains with any are refused
 	SameUID     func(vault.Binding) bool // does the caller share the daemon's uid outside our sandbox; nil: see sameUID
 }
 
@@ -80,7 +81,7 @@ func New(cfg Config) (*Verifier, error) {
 		}
 		cfg.SessionKey = key
 	}
-	t, err := newTrust(cfg.Roots, cfg.Audience)
+	t, err := newTrust(cfg.Roots, cfg.Audience, cfg.Engines)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +101,7 @@ func New(cfg Config) (*Verifier, error) {
 	}, nil
 }
 
-func newTrust(roots []RootIssuer, audience string) (trust, error) {
+func newTrust(roots []RootIssuer, audience string, e *Engines) (trust, error) {
 	roots = slices.Clone(roots)
 	seen := make(map[string]bool)
 	for _, is := range roots {
@@ -115,7 +116,7 @@ func newTrust(roots []RootIssuer, audience string) (trust, error) {
 		}
 		seen[is.KID] = true
 	}
-	return trust{roots, audience}, nil
+	return trust{roots, audience, e}, nil
 }
 
 // sameUID says true unless the transport shows otherwise: separation that cannot
@@ -386,7 +387,7 @@ func (v *Verifier) Verify(ctx context.Context, call *vault.Call) (vault.Grant, e
 		v.finish(&g, proof, call)
 		return g, denial
 	}
-	g, denial := a.authorise(call)
+	g, denial := a.authorise(call, v.cfg.Now())
 	v.finish(&g, proof, call)
 	if denial != nil {
 		return g, denial
@@ -401,10 +402,11 @@ func (v *Verifier) Reverify(ctx context.Context, call *vault.Call, g *vault.Gran
 	if err != nil {
 		return vault.Grant{}, err
 	}
-	denial := v.now(a, v.cfg.Now())
+	now := v.cfg.Now()
+	denial := v.now(a, now)
 	again := a.grant
 	if denial == nil {
-		again, denial = a.authorise(call)
+		again, denial = a.authorise(call, now)
 	}
 	again.Proof, again.SameUID = g.Proof, g.SameUID
 	if denial != nil {

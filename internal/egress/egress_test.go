@@ -25,16 +25,16 @@ func TestPublic(t *testing.T) {
 		"255.255.255.255", "224.0.0.1", "192.0.0.192", "198.18.0.1", "::", "::1", "fe80::1", "fc00::1", "ff02::1",
 		"::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1", "fd00:ec2::254",
 	} {
-		if Public(netip.MustParseAddr(s)) {
+		if vault.PublicAddr(netip.MustParseAddr(s)) {
 			t.Errorf("%s counts as public", s)
 		}
 	}
 	for _, s := range []string{"8.8.8.8", "93.184.215.14", "2606:4700::1111"} {
-		if !Public(netip.MustParseAddr(s)) {
+		if !vault.PublicAddr(netip.MustParseAddr(s)) {
 			t.Errorf("%s does not count as public", s)
 		}
 	}
-	if Public(netip.Addr{}) {
+	if vault.PublicAddr(netip.Addr{}) {
 		t.Error("no address counts as public")
 	}
 }
