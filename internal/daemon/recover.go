@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pilox/vault"
@@ -41,11 +42,11 @@ func (d *Daemon) recover(ctx context.Context) error {
 			return fmt.Errorf("close intent %d: %w", o.Index, err)
 		}
 	}
-	past, err := d.pastCalls(ctx, r)
+	past, reached, err := d.pastCalls(ctx, r)
 	if err != nil {
 		return err
 	}
-	d.gateway.Tasks.Restore(r.Counters, past)
+	d.gateway.Tasks.Restore(r.Counters, reached, past)
 	return d.recoverTasks(ctx, r.Runs)
 }
 
@@ -64,19 +65,20 @@ func (d *Daemon) closeUnknown(ctx context.Context, o ledger.OpenIntent) error {
 }
 
 // pastCalls returns the calls of the open runs. Labels are restored on the way:
-// whatever an agent was given may still be in its memory.
-func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.Past, error) {
-	var past []gateway.Past
+// whatever an agent was given may still be in its memory. So are the recipients and
+// hosts that were reached under a counter of different ones.
+func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) (past []gateway.Past, reached map[string][]string, err error) {
+	reached = map[string][]string{}
 	for _, run := range r.Runs {
 		agent, err := d.agentOf(ctx, run)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		at := map[string]int{}
 		callers := map[string]vault.AgentID{} // by call in flight; a task has as many agents as it delegates to
 		for rec, err := range d.ledger.Records(ctx, 0, d.ledger.Head().Size, run, true) {
 			if err != nil {
-				return nil, fmt.Errorf("read run %s: %w", run, err)
+				return nil, nil, fmt.Errorf("read run %s: %w", run, err)
 			}
 			switch {
 			case rec.Class != vault.ClassCall:
@@ -84,6 +86,7 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.
 				at[rec.Call] = len(past)
 				past = append(past, gateway.Past{Task: run, ID: rec.Call, Phase: vault.PhaseUnknown, Intent: rec.Index})
 				callers[rec.Call] = callerOf(&rec, agent)
+				d.reached(ctx, &rec, reached)
 			case rec.Phase.Closes():
 				if i, ok := at[rec.Call]; ok {
 					past[i].Phase = rec.Phase
@@ -93,7 +96,40 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) ([]gateway.
 			}
 		}
 	}
-	return past, nil
+	return past, reached, nil
+}
+
+// reached adds whom a past call reached to the counters that it moved.
+func (d *Daemon) reached(ctx context.Context, intent *ledger.Record, into map[string][]string) {
+	if !slices.ContainsFunc(intent.Debits, func(b vault.Debit) bool { return b.Unit == vault.UnitRecipients || b.Unit == vault.UnitHosts }) {
+		return
+	}
+	call := &vault.Call{Kind: intent.Kind, Target: vault.Target{Server: intent.Server, Name: intent.Tool}}
+	for _, f := range intent.Fields {
+		switch f.Name {
+		case "args":
+			args, err := vault.ParseArgs(f.Value)
+			if err != nil {
+				return // what cannot be read counts as new when it is reached again
+			}
+			call.Args = args
+		case "target":
+			call.Target.Name = string(f.Value)
+		}
+	}
+	tool, err := d.catalogue.Resolve(ctx, call, new(vault.Grant))
+	if err != nil {
+		tool = vault.Tool{}
+	}
+	recipients, hosts := d.flow.Reach(&vault.Facts{Call: call, Tool: &tool})
+	for _, b := range intent.Debits {
+		switch b.Unit {
+		case vault.UnitRecipients:
+			into[b.Counter] = append(into[b.Counter], recipients...)
+		case vault.UnitHosts:
+			into[b.Counter] = append(into[b.Counter], hosts...)
+		}
+	}
 }
 
 // callerOf returns who made the call of an intent: the first agent of the task if

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/pilox/vault"
 )
@@ -16,19 +17,24 @@ import (
 // whole transaction: after a crash the counters and the spent approvals are
 // rebuilt from intents, and neither can exist without the other. The lock is not
 // held while the disk is: that would allow one durable write at a time per task.
-func (g *Gateway) admit(ctx context.Context, f *vault.Facts, e *entry, d decided, approvals []vault.Approval) (vault.Receipt, error) {
+func (g *Gateway) admit(ctx context.Context, f *vault.Facts, e *entry, d decided, approvals []vault.Approval) (admission, error) {
 	debits := f.Grant.Debits
 	for _, a := range approvals {
 		debits = append(debits[:len(debits):len(debits)], vault.Debit{Counter: "approval/" + a.ID, Amount: 1, Limit: 1, Unit: "uses", Kept: true})
 	}
-	err := g.Tasks.locked(f.Call.Task, func() error {
+	var reach Reach
+	if needsReach(debits) {
+		reach.Recipients, reach.Hosts = g.Flow.Reach(f)
+	}
+	err := g.Tasks.locked(f.Call.Task, func() (err error) {
 		if err := g.recheck(ctx, f, d, approvals); err != nil {
 			return err
 		}
-		return g.Tasks.debit(debits)
+		debits, err = g.Tasks.debit(debits, reach, g.callTime())
+		return err
 	})
 	if err != nil {
-		return vault.Receipt{}, err
+		return admission{}, err
 	}
 	receipt, err := g.Recorder.Commit(ctx, intentEvent(f, d, debits))
 	if err != nil {
@@ -37,13 +43,28 @@ func (g *Gateway) admit(ctx context.Context, f *vault.Facts, e *entry, d decided
 		g.Tasks.giveBack(debits)
 		out := vault.NewDenial(vault.CodeLedger, "", err)
 		out.Retry = vault.RetryAfter
-		return vault.Receipt{}, out
+		return admission{}, out
 	}
 	for _, a := range approvals {
 		g.Approver.Spend(ctx, a)
 	}
 	g.Tasks.admitted(e, receipt.Index)
-	return receipt, nil
+	return admission{receipt: receipt, debits: debits}, nil
+}
+
+// callTime is what a call reserves of a budget of time.
+func (g *Gateway) callTime() time.Duration {
+	if g.CallTime == 0 {
+		return time.Minute
+	}
+	return g.CallTime
+}
+
+// An admission is what the intent of a call says: where it stands and what it took.
+type admission struct {
+	receipt vault.Receipt
+	debits  []vault.Debit
+	ran     time.Duration // set once the effect is over
 }
 
 // recheck holds against the present what was decided in the past.

@@ -22,6 +22,7 @@ func (s *idle) Recheck(context.Context, *vault.Grant) error { return nil }
 func (s *idle) Revoked(*vault.Grant) <-chan struct{}        { return nil }
 
 func (s *idle) Check(context.Context, *vault.Facts) vault.Decision { return vault.Allowed() }
+func (s *idle) Reach(*vault.Facts) (recipients, hosts []string)    { return nil, nil }
 func (s *idle) Taint(vault.AgentID, vault.Label)                   {}
 func (s *idle) Label(context.Context, *vault.Facts, []byte) vault.Label {
 	return vault.Clean()

@@ -9,6 +9,10 @@ import (
 	"github.com/pilox/vault"
 )
 
+// errTimeSpent is the cause of a call that is cancelled because it has run for all
+// the time that its capability leaves it.
+var errTimeSpent = errors.New("the capability's budget of time is spent")
+
 // errRevoked is the cause of a call that is cancelled because its authority is gone.
 var errRevoked = errors.New("revoked while in flight")
 

@@ -39,6 +39,9 @@ type Gateway struct {
 	// ApprovalWait is how long a call waits for a person before it returns
 	// pending. Zero means 25 seconds, below the timeouts of common clients.
 	ApprovalWait time.Duration
+	// CallTime is the longest that a call may run, for budgets of time: it is what a
+	// call reserves. Zero means a minute.
+	CallTime time.Duration
 	// OutcomeDurable says which outcomes must be on disk before the answer
 	// leaves. Nil means none: they are durable at most 20 ms later.
 	OutcomeDurable func(*vault.Facts) bool
@@ -95,27 +98,36 @@ func (g *Gateway) handle(ctx context.Context, f *vault.Facts, e *entry, run effe
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
-	intent, err := g.admit(ctx, f, e, d, approvals)
+	admitted, err := g.admit(ctx, f, e, d, approvals)
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
+	intent := admitted.receipt
 	f.Lowered = lowered(d.decision.Obligations)
 	// From here on the effect may happen, so every way out leaves an outcome.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	revoked := g.Verifier.Revoked(f.Grant)
 	defer cancelOnRevoke(revoked, cancel)()
+	limit, timed := timeLeft(admitted.debits)
+	if timed {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, limit, errTimeSpent)
+		defer stop()
+	}
 	s := &stream{g: g, f: f, out: out, obligations: d.decision.Obligations, intent: intent, revoked: revoked}
 	var res vault.Result
+	began := time.Now()
 	err = guard("run", func() (err error) {
 		res, err = run(ctx, s)
 		return err
 	})
 	s.close()
+	admitted.ran = time.Since(began)
 	if err != nil {
-		return vault.Result{}, g.fail(ctx, f, e, intent, err)
+		return vault.Result{}, g.fail(ctx, f, e, admitted, err)
 	}
-	return g.release(ctx, f, e, s, res)
+	return g.release(ctx, f, e, s, admitted, res)
 }
 
 // A decided call has passed every stage that can refuse it.
@@ -157,6 +169,9 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 		if *f.Tool, err = g.Catalogue.Resolve(ctx, f.Call, f.Grant); err != nil {
 			return err
 		}
+		if err := signed(f); err != nil {
+			return err
+		}
 		if err := g.grade(ctx, f); err != nil {
 			return err
 		}
@@ -181,6 +196,17 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 		return decided{}, err
 	}
 	return d, knownObligations(d.decision)
+}
+
+// signed holds the proof of a call against the risk of its target, which only the
+// catalogue knows: a capability can demand that risky calls carry a signature,
+// which shows others who made the call.
+func signed(f *vault.Facts) error {
+	g := f.Grant
+	if g.MustSign && f.Tool.Risk.AtLeast(g.SignAt) && g.Proof != vault.ProofSignature {
+		return vault.NewDenial(vault.CodeProof, "", errors.New("the capability demands a signature for a call of this risk"))
+	}
+	return nil
 }
 
 // grade finds out what isolation the target has and holds it against the grant.
@@ -247,7 +273,7 @@ func (g *Gateway) approve(ctx context.Context, f *vault.Facts, d decided) (vault
 
 // fail records that an admitted call did not come to a result and returns what
 // the agent may know of it.
-func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vault.Receipt, err error) error {
+func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, a admission, err error) error {
 	d := vault.DenialOf(err)
 	if d.Reason.Code == vault.CodeInternal {
 		// A runner that cannot say what went wrong cannot say that nothing happened.
@@ -255,6 +281,8 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 	}
 	phase := vault.PhaseFailed
 	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errTimeSpent):
+		d = &vault.Denial{Verdict: "error", Reason: vault.Reason{Code: vault.CodeCapabilityBudget}, Executed: d.Executed, Retry: vault.RetryNever, HowToAsk: vault.CodeCapabilityBudget.HowToAsk(), Err: err}
 	case errors.Is(cause, errRevoked):
 		phase = vault.PhaseCancelled
 		d = revokedDenial(d)
@@ -271,7 +299,11 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 		// sent: what the server can carry taints.
 		g.Flow.Taint(f.Call.Agent, f.Tool.Label(f.Call.Kind))
 	}
-	receipt, recErr := g.outcome(ctx, f, outcome{phase: phase, reason: d.Reason, intent: intent, refund: refund})
+	o := outcome{phase: phase, reason: d.Reason, intent: a.receipt, refund: refund}
+	if !refund {
+		o.settled = g.Tasks.settle(a.debits, a.ran)
+	}
+	receipt, recErr := g.outcome(ctx, f, o)
 	if recErr != nil {
 		g.Log.ErrorContext(ctx, "outcome not recorded", "call", f.Call.ID, "err", recErr)
 		d.Executed = vault.ExecutedUnknown
@@ -279,7 +311,7 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 		return d
 	}
 	if refund {
-		g.Tasks.refund(f.Grant.Debits)
+		g.Tasks.refund(a.debits)
 	}
 	g.Tasks.closes(e, phase)
 	d.Event = &receipt.Index
@@ -290,8 +322,8 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, intent vau
 
 // release checks, scans and labels a result, records the outcome, and hands the
 // result out. The outcome has its place in the ledger before the last byte leaves.
-func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stream, res vault.Result) (vault.Result, error) {
-	o := outcome{phase: vault.PhaseDone, intent: s.intent}
+func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stream, a admission, res vault.Result) (vault.Result, error) {
+	o := outcome{phase: vault.PhaseDone, intent: s.intent, settled: g.Tasks.settle(a.debits, a.ran)}
 	if res.IsError {
 		o.phase, o.reason = vault.PhaseFailed, vault.Reason{Code: vault.CodeToolError}
 	}

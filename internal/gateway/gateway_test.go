@@ -249,7 +249,7 @@ func TestCallID(t *testing.T) {
 	t.Run("after a restart: closed without a result, open is unknown", func(t *testing.T) {
 		s := &vaulttest.Stages{OnPolicy: vault.Allowed()}
 		g := newGateway(s)
-		g.Tasks.Restore(nil, []gateway.Past{{Task: "t-1", ID: "1", Phase: vault.PhaseDone, Intent: 7}, {Task: "t-1", ID: "2", Phase: vault.PhaseUnknown}})
+		g.Tasks.Restore(nil, nil, []gateway.Past{{Task: "t-1", ID: "1", Phase: vault.PhaseDone, Intent: 7}, {Task: "t-1", ID: "2", Phase: vault.PhaseUnknown}})
 		_, err := g.Handle(t.Context(), call("1"), nil)
 		if d := vault.DenialOf(err); d.Reason.Code != vault.CodeCallClosed || d.Executed != vault.ExecutedYes || *d.Event != 7 {
 			t.Errorf("denial = %+v", d)

@@ -75,7 +75,9 @@ type outcome struct {
 	intent vault.Receipt
 	refund bool
 	result []byte
-	notes  []vault.Reason // what was taken out of the result
+	// settled are the parts of the intent's debits that were not used.
+	settled []vault.Debit
+	notes   []vault.Reason // what was taken out of the result
 }
 
 // outcome records how a call ended, also when the caller has hung up.
@@ -85,6 +87,7 @@ func (g *Gateway) outcome(ctx context.Context, f *vault.Facts, o outcome) (vault
 	e.Reason = o.reason.Code
 	e.Intent, e.HasIntent = o.intent.Index, true
 	e.Refund = o.refund
+	e.Debits = o.settled
 	if o.result != nil {
 		e.Fields = append(e.Fields, vault.Field{Name: "result", Value: o.result})
 	}

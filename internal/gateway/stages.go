@@ -49,6 +49,9 @@ type Flow interface {
 	// instance's scope before it returns. raw is what will be released; it is
 	// remembered as a source of values.
 	Label(ctx context.Context, f *vault.Facts, raw []byte) vault.Label
+	// Reach says whom a call reaches, for budgets that count different recipients and
+	// hosts. It errs on the side of more.
+	Reach(f *vault.Facts) (recipients, hosts []string)
 	// Taint joins the most a target can carry to the scope of an agent, for
 	// intents whose outcome is not known.
 	Taint(agent vault.AgentID, l vault.Label)

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"strings"
 	"sync"
 
@@ -24,8 +23,9 @@ type Tasks struct {
 	mu       sync.Mutex
 	tasks    map[vault.TaskID]*task
 	counters map[string]int64
-	kept     int      // bytes of closed entries
-	oldest   []*entry // closed entries, oldest first
+	members  map[string]map[member]struct{} // of distinct counters
+	kept     int                            // bytes of closed entries
+	oldest   []*entry                       // closed entries, oldest first
 
 	refusals  refusals
 	strangers strangers
@@ -96,6 +96,7 @@ func (t *Tasks) get(id vault.TaskID) *task {
 	if t.tasks == nil {
 		t.tasks = make(map[vault.TaskID]*task)
 		t.counters = make(map[string]int64)
+		t.members = make(map[string]map[member]struct{})
 	}
 	k := t.tasks[id]
 	if k == nil {
@@ -261,61 +262,6 @@ func (t *Tasks) locked(id vault.TaskID, f func() error) error {
 	return f()
 }
 
-var errBudget = errors.New("a budget would be exceeded")
-
-// debit takes all debits or none.
-func (t *Tasks) debit(debits []vault.Debit) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.get("")
-	for i, d := range debits {
-		have := t.counters[d.Counter]
-		for _, earlier := range debits[:i] {
-			if earlier.Counter == d.Counter {
-				have += earlier.Amount
-			}
-		}
-		if d.Amount < 0 || d.Limit < 0 || have > d.Limit || d.Amount > d.Limit-have {
-			code := vault.CodeCapabilityBudget
-			if d.Unit == "uses" {
-				code = vault.CodeApprovalInvalid
-			}
-			return vault.NewDenial(code, "", errBudget)
-		}
-	}
-	for _, d := range debits {
-		t.counters[d.Counter] += d.Amount
-	}
-	return nil
-}
-
-// refund gives back the debits that do not outlive a call that was not dispatched.
-func (t *Tasks) refund(debits []vault.Debit) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, d := range debits {
-		if !d.Kept {
-			t.counters[d.Counter] -= d.Amount
-		}
-	}
-}
-
-// giveBack undoes debit for a call whose intent was not written.
-func (t *Tasks) giveBack(debits []vault.Debit) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, d := range debits {
-		t.counters[d.Counter] -= d.Amount
-	}
-}
-
-// Spent returns how much of a counter is taken.
-func (t *Tasks) Spent(counter string) int64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.counters[counter]
-}
-
 // A Past is one call of an earlier life of the daemon, as its ledger tells.
 type Past struct {
 	Task   vault.TaskID
@@ -325,13 +271,20 @@ type Past struct {
 }
 
 // Restore rebuilds counters and closed calls from the ledger. It is called once,
-// before the first call.
-func (t *Tasks) Restore(counters map[string]int64, calls []Past) {
+// before the first call. reached says who was reached under the counters of
+// distinct recipients and hosts. One that is missing there, because its key was
+// erased, counts as new when it is reached again.
+func (t *Tasks) Restore(counters map[string]int64, reached map[string][]string, calls []Past) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.get("")
 	for k, n := range counters {
 		t.counters[k] = n
+	}
+	for counter, names := range reached {
+		for _, name := range names {
+			t.join(counter, memberOf(name))
+		}
 	}
 	for _, p := range calls {
 		k := t.get(p.Task)

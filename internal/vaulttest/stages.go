@@ -110,6 +110,17 @@ func (s *Stages) Recheck(context.Context, *vault.Grant) error {
 	return nil
 }
 
+// Reach plays flow: a call reaches the recipient in /to and the host in /host.
+func (s *Stages) Reach(f *vault.Facts) (recipients, hosts []string) {
+	if to, ok := f.Call.Args.At("/to").Str(); ok {
+		recipients = append(recipients, to)
+	}
+	if host, ok := f.Call.Args.At("/host").Str(); ok {
+		hosts = append(hosts, host)
+	}
+	return recipients, hosts
+}
+
 // Revoked plays capability's watch.
 func (s *Stages) Revoked(*vault.Grant) <-chan struct{} { return s.RevokeNow }
 
