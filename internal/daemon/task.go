@@ -188,6 +188,9 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	link.Agent = vault.AgentID(fmt.Sprintf("spiffe://%s/agent/%s/%s/%s", d.conf.Domain, d.tenant, agent, id))
 	link.Task.ID = id
 	link.Audience = d.cluster
+	for i := range link.ThirdParty {
+		link.ThirdParty[i].Audience = d.cluster
+	}
 	link.Issued, link.NotBefore, link.Expires = capability.InstantOf(now), capability.InstantOf(now), capability.InstantOf(now.Add(file.Life))
 	link.Holder = holder
 	if holder.Key.IsZero() {

@@ -11,7 +11,8 @@ import (
 // Claims returns what the file says of the root link of a task's capability:
 // principal, purpose, inputs, grants, budgets, grade, clearance and delegation.
 // The rest belongs to one instance of the task and is the minter's: tenant, agent,
-// task id, audience, times (the file says how long in [File.Life]) and holder.
+// task id, audience, also that of the third parties, times (the file says how long in
+// [File.Life]) and holder.
 //
 // resolve returns the id of a registered server. A server that it does not know is
 // an error at its rule, in [Errors]: a grant for nothing would look like one.
@@ -69,11 +70,24 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 	if f.Budgets.BytesOut > 0 {
 		budgets.BytesOut = capability.Limit(f.Budgets.BytesOut)
 	}
+	if f.Budgets.Recipients > 0 {
+		budgets.Recipients = capability.Limit(f.Budgets.Recipients)
+	}
+	if f.Budgets.Hosts > 0 {
+		budgets.Hosts = capability.Limit(f.Budgets.Hosts)
+	}
+	if f.Budgets.Time > 0 {
+		budgets.Wall = capability.Limit(f.Budgets.Time.Milliseconds())
+	}
 	for _, s := range f.Budgets.Sums {
 		budgets.Sums = append(budgets.Sums, capability.Sum{
 			Kind: vault.KindTool, Server: ids[s.Server], Name: s.Tool,
 			Arg: s.Arg, UnitArg: s.UnitArg, Unit: s.Unit, Limit: s.Limit,
 		})
+	}
+	var parties []capability.ThirdParty
+	for _, group := range f.Ask {
+		parties = append(parties, capability.ThirdParty{Group: group})
 	}
 	depth := f.Delegate.Depth
 	return capability.Link{
@@ -86,5 +100,9 @@ func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capab
 		MinGrade:  f.Sandbox.MinGrade,
 		MayRead:   slices.Clone(f.Labels.MayRead),
 		MaySendTo: slices.Clone(f.Labels.MaySendTo),
+
+		Caveats:    slices.Clone(f.Caveats),
+		ThirdParty: parties,
+		SignAt:     capability.SignAt(f.SignAt),
 	}, nil
 }

@@ -19,9 +19,12 @@ import (
 var (
 	constraintKeys = []string{
 		"exact", "one_of", "integer", "decimal", "prefix", "subpath", "glob", "regex",
-		"email_domain", "url", "host_suffix", "max_length", "each", "object", "optional",
+		"email_domain", "url", "host_suffix", "max_length", "each", "object", "not_one_of", "cidr",
+		"public_url", "argv", "set", "subset", "contains", "count", "length", "schema", "cel", "optional",
 	}
-	urlKeys = []string{"schemes", "hosts", "ports", "path"}
+	urlKeys       = []string{"schemes", "hosts", "ports", "path"}
+	publicURLKeys = []string{"schemes", "ports"}
+	argvKeys      = []string{"programs", "options", "values", "operands", "max"}
 )
 
 var (
@@ -157,6 +160,29 @@ func (d *decoder) arg(n *yaml.Node, at string, nesting int) (out capability.Arg)
 			c.Each = &each
 		case "object":
 			c.Object = d.args(v, path, nesting+1)
+		case "not_one_of":
+			c.NotOneOf = d.scalars(v, path)
+		case "set":
+			c.Set = d.scalars(v, path)
+		case "subset":
+			c.Subset = d.scalars(v, path)
+		case "contains":
+			c.Contains = d.scalars(v, path)
+		case "cidr":
+			c.CIDR = d.texts(v, path, 64, network)
+			slices.Sort(c.CIDR)
+		case "public_url":
+			c.PublicURL = d.publicURL(v, path)
+		case "argv":
+			c.Argv = d.argv(v, path, nesting)
+		case "count":
+			c.Count = d.lengths(v, path)
+		case "length":
+			c.Length = d.lengths(v, path)
+		case "schema":
+			c.Schema = d.document(v, path)
+		case "cel":
+			c.CEL = d.pattern(v, path)
 		}
 		out.All = append(out.All, c)
 	}
@@ -253,40 +279,4 @@ func (d *decoder) decimalRange(n *yaml.Node, at string) *capability.DecimalRange
 		d.fail(n, at, "the range is empty: %v is above %v", a, b)
 	}
 	return &capability.DecimalRange{Min: a, Max: b}
-}
-
-func (d *decoder) url(n *yaml.Node, at string) *capability.URL {
-	m := d.fields(n, at, urlKeys)
-	var u capability.URL
-	if v := m["schemes"]; v != nil {
-		u.Schemes = d.texts(v, at+".schemes", 32, func(s string) error {
-			if !urlScheme.MatchString(s) {
-				return errScheme
-			}
-			return nil
-		})
-		slices.Sort(u.Schemes)
-	}
-	if v := m["hosts"]; v != nil {
-		u.Hosts = d.texts(v, at+".hosts", 254, func(s string) error { return hostName(strings.TrimPrefix(s, ".")) })
-		slices.Sort(u.Hosts)
-	} else if n.Kind == yaml.MappingNode {
-		d.failHint(n, at, "name the hosts; .example.com is every host below it", "hosts is missing")
-	}
-	if v := m["ports"]; v != nil {
-		for _, c := range d.list(v, at+".ports") {
-			if p, ok := d.integer(c, at+".ports", 1, 65535); ok && !slices.Contains(u.Ports, int(p)) {
-				u.Ports = append(u.Ports, int(p))
-			}
-		}
-		slices.Sort(u.Ports)
-	}
-	if v := m["path"]; v != nil {
-		if p := d.pattern(v, at+".path"); p != nil {
-			if u.Path = *p; !plainPath(u.Path) {
-				d.fail(v, at+".path", "want an absolute path without ., .. and doubled slashes")
-			}
-		}
-	}
-	return &u
 }

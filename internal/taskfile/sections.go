@@ -18,11 +18,11 @@ import (
 var (
 	fileKeys = []string{
 		"version", "purpose", "principal", "life", "inputs", "sandbox", "tools", "resources",
-		"prompts", "server_requests", "egress", "budgets", "labels", "delegate",
+		"prompts", "server_requests", "egress", "budgets", "labels", "delegate", "caveats", "ask", "sign_at",
 	}
 	sandboxKeys  = []string{"min_grade", "escalate"}
 	ruleKeys     = []string{"args", "ask"}
-	budgetKeys   = []string{"calls", "recipients", "bytes_out"} // and sum(SERVER.TOOL.ARGUMENT, UNIT)
+	budgetKeys   = []string{"calls", "recipients", "hosts", "time", "bytes_out"} // and sum(SERVER.TOOL.ARGUMENT, UNIT)
 	labelKeys    = []string{"may_read", "may_send_to"}
 	delegateKeys = []string{"depth", "to"}
 	// serverRequests are what a server may ask of the agent's side.
@@ -103,7 +103,28 @@ func (d *decoder) file(n *yaml.Node) *File {
 	if v := m["delegate"]; v != nil {
 		f.Delegate = d.delegate(v, "delegate")
 	}
+	if v := m["caveats"]; v != nil {
+		f.Caveats = d.texts(v, "caveats", maxConstraint, func(string) error { return nil })
+		if len(f.Caveats) > maxCaveats {
+			d.fail(v, "caveats", "more than %d", maxCaveats)
+		}
+	}
+	if v := m["ask"]; v != nil {
+		f.Ask = d.groups(v, "ask")
+	}
+	if v := m["sign_at"]; v != nil {
+		f.SignAt = d.risk(v, "sign_at")
+	}
 	return f
+}
+
+// risk reads a least risk.
+func (d *decoder) risk(n *yaml.Node, path string) string {
+	s := d.text(n, path, 16)
+	if s != "" && !slices.Contains([]string{"low", "medium", "high"}, s) {
+		d.fail(n, path, "want low, medium or high")
+	}
+	return s
 }
 
 func (d *decoder) life(n *yaml.Node, path string) time.Duration {
@@ -199,23 +220,30 @@ func (d *decoder) rule(e entry, path string) (r capability.Rule) {
 	default:
 		r.Args = d.args(v, path+".args", 0)
 	}
-	switch v := m["ask"]; {
-	case v == nil:
-	case v.Kind == yaml.ScalarNode:
-		if s := d.text(v, path+".ask", 64); s != "" {
-			if err := groupName(s); err != nil {
-				d.fail(v, path+".ask", "%v", err)
-			}
-			r.Ask = []string{s}
-		}
-	default:
-		r.Ask = d.texts(v, path+".ask", 64, groupName)
-		slices.Sort(r.Ask)
-		if len(r.Ask) > maxGroups {
-			d.fail(v, path+".ask", "more than %d groups", maxGroups)
-		}
+	if v := m["ask"]; v != nil {
+		r.Ask = d.groups(v, path+".ask")
 	}
 	return r
+}
+
+// groups reads one approval group or a list of them.
+func (d *decoder) groups(n *yaml.Node, path string) []string {
+	if n.Kind == yaml.ScalarNode {
+		s := d.text(n, path, 64)
+		if s == "" {
+			return nil
+		}
+		if err := groupName(s); err != nil {
+			d.fail(n, path, "%v", err)
+		}
+		return []string{s}
+	}
+	out := d.texts(n, path, 64, groupName)
+	slices.Sort(out)
+	if len(out) > maxGroups {
+		d.fail(n, path, "more than %d groups", maxGroups)
+	}
+	return out
 }
 
 func groupName(s string) error {
@@ -244,7 +272,11 @@ func (d *decoder) budgets(n *yaml.Node, path string, tools []Rule) (b Budgets) {
 		case e.key == "bytes_out":
 			b.BytesOut = d.size(e.v, at)
 		case e.key == "recipients":
-			d.unsupported(e.v, at, "a budget of recipients is not supported by this version", "list the recipients with one_of or email_domain instead")
+			b.Recipients, _ = d.integer(e.v, at, 1, 1_000_000)
+		case e.key == "hosts":
+			b.Hosts, _ = d.integer(e.v, at, 1, 1_000_000)
+		case e.key == "time":
+			b.Time = d.life(e.v, at)
 		case strings.HasPrefix(e.key, "sum("):
 			if s, ok := d.sum(e, at, tools); ok {
 				b.Sums = append(b.Sums, s)

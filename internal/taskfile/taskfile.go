@@ -44,6 +44,7 @@ const (
 	maxConstraint = 4 << 10 // bytes of one constraint value
 	maxGroups     = 16      // approval groups of one rule, as in capability
 	maxSums       = 32      // sum budgets, as in capability
+	maxCaveats    = 16      // of one file, as in capability
 	maxErrors     = 20      // reported at once; more would not be read
 )
 
@@ -72,6 +73,9 @@ type File struct {
 	Budgets  Budgets
 	Labels   Labels
 	Delegate Delegate
+	Caveats  []string // CEL expressions over a call, all must hold
+	Ask      []string // approval groups that every call asks
+	SignAt   string   // least risk that demands a signature per call; "" is none
 
 	digest vault.Digest
 }
@@ -105,9 +109,12 @@ type Labels struct {
 
 // Budgets bound what the task may use up in all.
 type Budgets struct {
-	Calls    int64 // required, so never zero
-	BytesOut int64 // bytes of arguments; zero: no such budget
-	Sums     []Sum
+	Calls      int64         // required, so never zero
+	BytesOut   int64         // bytes of arguments; zero: no such budget
+	Recipients int64         // different ones; zero: no such budget
+	Hosts      int64         // different ones; zero: no such budget
+	Time       time.Duration // that calls may run, added up; zero: no such budget
+	Sums       []Sum
 }
 
 // A Sum bounds the total of one argument over all calls of one tool. The tool's

@@ -119,6 +119,9 @@ func mint(t testing.TB, f *File) error {
 	}
 	now := time.UnixMilli(1_700_000_000_000)
 	link.Tenant, link.Agent, link.Audience = "acme", "spiffe://example.org/agent/acme/clerk/1", "cluster-1"
+	for i := range link.ThirdParty {
+		link.ThirdParty[i].Audience = link.Audience
+	}
 	link.Task.ID = vault.NewTaskID()
 	link.Issued, link.NotBefore = capability.InstantOf(now), capability.InstantOf(now)
 	link.Expires = capability.InstantOf(now.Add(f.Life))
@@ -320,12 +323,13 @@ func TestSchemaHasTheKeysOfTheParser(t *testing.T) {
 		{nil, fileKeys, nil},
 		{[]string{"properties", "egress", "items"}, egressKeys, []string{"secret"}},
 		{[]string{"properties", "sandbox"}, sandboxKeys, []string{"escalate"}},
-		{[]string{"properties", "budgets"}, budgetKeys, []string{"recipients"}},
+		{[]string{"properties", "budgets"}, budgetKeys, nil},
 		{[]string{"properties", "labels"}, labelKeys, nil},
 		{[]string{"properties", "delegate"}, delegateKeys, nil},
 		{[]string{"$defs", "rule"}, ruleKeys, nil},
 		{[]string{"$defs", "constraint"}, constraintKeys, nil},
 		{[]string{"$defs", "constraint", "properties", "url"}, urlKeys, nil},
+		{[]string{"$defs", "constraint", "properties", "argv"}, argvKeys, nil},
 	} {
 		object := at(c.path...).(map[string]any)
 		got := slices.Sorted(maps.Keys(object["properties"].(map[string]any)))
