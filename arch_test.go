@@ -28,6 +28,7 @@ var exceptions = map[string][]string{
 // owners lists the heavy dependencies and the packages that may import each.
 var owners = map[string][]string{
 	"github.com/open-policy-agent/opa":         {"internal/policy"},
+	"cel.dev/cel-go":                           {"internal/policy"},
 	"github.com/modelcontextprotocol/go-sdk":   {"internal/mcp"},
 	"modernc.org/sqlite":                       {"internal/store"},
 	"github.com/landlock-lsm/go-landlock":      {"internal/sandbox/process", "internal/sandbox"},

@@ -135,6 +135,26 @@ func sameUID(b vault.Binding) bool {
 // Clients pin it.
 func (v *Verifier) SessionKey() Key { return v.sessionKey }
 
+// Check verifies a chain and compiles everything in it, so that an expression or
+// schema which no call could ever be held against is found when it is minted and
+// not at the first call. It looks at no clock and keeps nothing.
+func (v *Verifier) Check(c Chain) error {
+	a, err := v.trust.compile(c.raw)
+	if err != nil {
+		return fmt.Errorf("check capability: %w", errors.Join(err, vault.DenialOf(err).Err))
+	}
+	for i := range c.links {
+		for kind, targets := range c.links[i].Grants {
+			for t := range targets {
+				if compiled := a.compileTarget(kind, t); compiled.cause != nil {
+					return fmt.Errorf("check capability: %s %s: %w", kind, t.Name, compiled.cause)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // Nonce returns a fresh 16-byte nonce for one call proven by [SignCall]. It is
 // good for two minutes. The error is a *vault.Denial.
 func (v *Verifier) Nonce() ([]byte, error) { return v.nonces.issue(v.cfg.Now()) }

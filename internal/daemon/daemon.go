@@ -288,6 +288,7 @@ func (d *Daemon) openCapabilities(context.Context) error {
 		AllowBearer: d.conf.Listen.Bearer,
 		Revocations: d.revoked,
 		SessionKey:  session,
+		Engines:     &capability.Engines{Caveat: policy.CompileCaveat, Value: policy.CompileValue, Schema: tool.CompileValue},
 	})
 	return err
 }

@@ -205,6 +205,9 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	if err != nil {
 		return admin.Task{}, invalid(err)
 	}
+	if err := d.verifier.Check(chain); err != nil {
+		return admin.Task{}, invalid(err)
+	}
 	doc := taskDoc{
 		Agent: link.Agent, Purpose: file.Purpose, Issued: link.Issued.Time(), Expires: link.Expires.Time(),
 		Chain: chain.Digest(), Root: chain.IDs()[0], Holder: holder.String(), Approver: approver,
