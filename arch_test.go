@@ -31,6 +31,7 @@ var owners = map[string][]string{
 	"cel.dev/cel-go":                           {"internal/policy"},
 	"github.com/modelcontextprotocol/go-sdk":   {"internal/mcp"},
 	"modernc.org/sqlite":                       {"internal/store"},
+	"github.com/jackc/pgx/v5":                  {"internal/store"},
 	"github.com/landlock-lsm/go-landlock":      {"internal/sandbox/process", "internal/sandbox"},
 	"github.com/elastic/go-seccomp-bpf":        {"internal/sandbox/process"},
 	"github.com/santhosh-tekuri/jsonschema/v6": {"internal/tool"},

@@ -40,7 +40,7 @@ func TestCompleteConfig(t *testing.T) {
 		{"a public address", "listen: {http: 0.0.0.0:7700}", "loopback only"},
 		{"a public name", "listen: {http: example.com:7700}", "loopback only"},
 		{"a relative socket", "listen: {admin: x.sock}", "absolute path"},
-		{"a store that is not here", "store: postgres://x", "this version has sqlite"},
+		{"a store that is not here", "store: mysql://u:hunter2@x", "want sqlite or postgres"},
 		{"a bundle nobody signed", "policy: {bundles: [{dir: p}], hooks: [{at: tool.call, query: data.x}]}", "unsigned: true"},
 		{"a bundle nobody asks", "policy: {bundles: [{dir: p, unsigned: true}]}", "no hook asks"},
 		{"a hook without a bundle", "policy: {hooks: [{at: tool.call, query: data.x}]}", "no bundle"},

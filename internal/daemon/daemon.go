@@ -60,6 +60,7 @@ type Daemon struct {
 	keys      *keystore.Store
 	db        *store.DB
 	rows      *store.Tenant
+	lease     *lease
 	ledger    *ledger.Ledger
 	jail      *process.Runner
 	catalogue *tool.Catalogue
@@ -195,12 +196,19 @@ func (d *Daemon) openKeys(context.Context) error {
 
 func (d *Daemon) openStore(ctx context.Context) error {
 	var err error
-	d.db, err = store.Open(ctx, d.path("vault.db"))
+	if store.IsPostgres(d.conf.Store) {
+		d.db, err = store.OpenPostgres(ctx, d.conf.Store)
+	} else {
+		d.db, err = store.Open(ctx, d.path("vault.db"))
+	}
 	if err != nil {
 		return err
 	}
 	d.onClose(d.db.Close)
 	if d.rows, err = d.db.Tenant(ctx, d.tenant); err != nil {
+		return err
+	}
+	if err := d.openLease(ctx); err != nil {
 		return err
 	}
 	return d.openCluster(ctx)
@@ -258,6 +266,7 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 		Key:            key,
 		Keys:           fieldKeys{d.keys},
 		CheckpointFile: d.path("checkpoint"),
+		Confirm:        d.lease.confirm,
 		Log:            d.log,
 	})
 	if err != nil {

@@ -63,6 +63,11 @@ func unavailable(err error) error { return vault.NewDenial(vault.CodeLedger, "",
 // place puts e into the open batch.
 func (l *Ledger) place(ctx context.Context, e *vault.Event, wait bool) (vault.Receipt, *outcome, error) {
 	ctx = context.WithoutCancel(ctx)
+	if wait && l.cfg.Confirm != nil {
+		if err := l.cfg.Confirm(); err != nil {
+			return vault.Receipt{}, nil, unavailable(err)
+		}
+	}
 	d, err := l.draft(e)
 	if err != nil {
 		return vault.Receipt{}, nil, unavailable(fmt.Errorf("record event: %w", err))

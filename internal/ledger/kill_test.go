@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/pilox/vault"
-	"github.com/pilox/vault/internal/store"
 )
 
 // TestKill kills a real process with SIGKILL while eight producers write, and
@@ -26,14 +25,21 @@ func TestKill(t *testing.T) {
 		return
 	}
 	kills := 20
-	if testing.Short() {
+	switch {
+	case os.Getenv("PVAULT_LONG") != "":
+		kills = 10_000
+	case testing.Short():
 		kills = 3
 	}
+	kill(t, "", kills)
+}
+
+func kill(t *testing.T, url string, kills int) {
 	dir := t.TempDir()
 	acked := map[uint64]vault.Digest{}
 	for i := range kills {
-		killOnce(t, dir, acked)
-		r := &rig{t: t, dir: dir, key: testKey("ledger")}
+		killOnce(t, url, dir, acked)
+		r := &rig{t: t, dir: dir, url: url, key: testKey("ledger")}
 		r.openStore()
 		r.open()
 		r.check()
@@ -60,10 +66,10 @@ func TestKill(t *testing.T) {
 
 // killOnce runs a child on dir, kills it at a random moment, and adds what it
 // said was durable to acked.
-func killOnce(t *testing.T, dir string, acked map[uint64]vault.Digest) {
+func killOnce(t *testing.T, url, dir string, acked map[uint64]vault.Digest) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$")
-	cmd.Env = append(os.Environ(), "LEDGER_TEST_DIR="+dir)
+	cmd.Env = append(os.Environ(), "LEDGER_TEST_DIR="+dir, "LEDGER_TEST_URL="+url)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +106,7 @@ func killOnce(t *testing.T, dir string, acked map[uint64]vault.Digest) {
 
 func writeUntilKilled(t *testing.T, dir string) {
 	ctx := context.Background()
-	db, err := store.Open(ctx, filepath.Join(dir, "vault.db"))
+	db, err := openDB(ctx, os.Getenv("LEDGER_TEST_URL"), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,8 +33,9 @@ import (
 type Store interface {
 	// Head returns the state of the ledger, the zero Head for a new one.
 	Head(ctx context.Context) (evidence.Head, error)
-	// Seize starts the epoch after h.Epoch if the stored head is h, and fails
-	// otherwise. From then on Append refuses older epochs.
+	// Seize starts the epoch after h.Epoch unless another daemon did, and returns
+	// the head as it is then: at least h, or it fails. From then on Append refuses
+	// older epochs.
 	Seize(ctx context.Context, h evidence.Head) (evidence.Head, error)
 	// Append writes entries and fields and moves the head from before to after,
 	// all or nothing and durable, if the stored head has before's epoch and size.
@@ -79,6 +80,9 @@ type Config struct {
 	Retry time.Duration
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
+	// Confirm says whether this daemon still serves the ledger; while it returns an
+	// error, Commit denies. Nil: it always does.
+	Confirm func() error
 	// Log gets what an operator must know. Nil: nothing.
 	Log *slog.Logger
 }

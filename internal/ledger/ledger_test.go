@@ -24,6 +24,7 @@ const origin = "vault.test/log/1"
 type rig struct {
 	t     testing.TB
 	dir   string
+	url   string // of a PostgreSQL; empty means SQLite
 	db    *store.DB
 	keys  *fileKeys
 	key   ed25519.PrivateKey
@@ -34,10 +35,17 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	r := &rig{t: t, dir: t.TempDir(), key: testKey("ledger")}
+	if database != nil {
+		r.url = database(t)
+	}
 	r.openStore()
 	r.open()
 	return r
 }
+
+// database makes a PostgreSQL database for a rig while TestOnPostgres runs; nil
+// means SQLite.
+var database func(t testing.TB) string
 
 func testKey(name string) ed25519.PrivateKey {
 	seed := sha256.Sum256([]byte(name))
@@ -47,7 +55,7 @@ func testKey(name string) ed25519.PrivateKey {
 func (r *rig) openStore() {
 	r.t.Helper()
 	ctx := context.Background()
-	db, err := store.Open(ctx, filepath.Join(r.dir, "vault.db"))
+	db, err := openDB(ctx, r.url, r.dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -68,6 +76,13 @@ func (r *rig) openStore() {
 		CheckpointFile: filepath.Join(r.dir, "checkpoint"),
 		Retry:          time.Millisecond,
 	}
+}
+
+func openDB(ctx context.Context, url, dir string) (*store.DB, error) {
+	if url != "" {
+		return store.OpenPostgres(ctx, url)
+	}
+	return store.Open(ctx, filepath.Join(dir, "vault.db"))
 }
 
 func (r *rig) open() {

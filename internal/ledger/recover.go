@@ -75,40 +75,60 @@ func (l *Ledger) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Again, because a leader that is still there may have gone on and signed.
+	if head, err = l.cfg.Store.Head(ctx); err != nil {
+		return err
+	}
 	l.seq = newSequence(l.cfg.Origin)
 	re := replay{l: l, last: last, counters: map[string]*counter{}, touched: map[vault.TaskID]map[string]bool{}, open: map[uint64]*evidence.Leaf{}}
 	if last.Size == 0 {
 		re.lastRoot = l.seq.tree.Root()
 	}
-	for e, err := range l.cfg.Store.Entries(ctx, 0, head.Size) {
-		if err != nil {
-			return err
-		}
-		if err := re.leaf(&e); err != nil {
-			return fmt.Errorf("%w: leaf %d: %w", ErrCorrupt, e.Index, err)
-		}
+	if err := re.to(ctx, head); err != nil {
+		return err
 	}
 	switch {
-	case l.seq.size != head.Size:
-		return fmt.Errorf("%w: %d leaves, the head says %d", ErrCorrupt, l.seq.size, head.Size)
-	case head.Size > 0 && (l.seq.chain != head.Chain || l.seq.tree.Root() != head.Root):
-		return fmt.Errorf("%w: the head is not that of the leaves", ErrCorrupt)
 	case last.Size > head.Size:
 		return fmt.Errorf("%w: it has %d leaves, a checkpoint of %d was signed; put the newer store back, or start a ledger with a new origin", ErrRollback, head.Size, last.Size)
 	case re.lastRoot != last.Root:
 		return fmt.Errorf("%w: its first %d leaves are others than were signed", ErrRollback, last.Size)
 	}
-	l.seq.ended = map[vault.TaskID]bool{} // the store knows those of before
-	if l.recovered, err = re.result(ctx); err != nil {
-		return err
-	}
+	// Only now, so that a leader that is well is not stopped for a store that is
+	// not, nor for as long as it takes to read. What it wrote meanwhile comes after.
 	if head, err = l.cfg.Store.Seize(ctx, evidence.Head{
 		Epoch: head.Epoch, Size: head.Size, Chain: l.seq.chain, Root: l.seq.tree.Root(), Frontier: l.seq.tree.Frontier(),
 	}); err != nil {
 		return err
 	}
+	if err := re.to(ctx, head); err != nil {
+		return err
+	}
+	l.seq.ended = map[vault.TaskID]bool{} // the store knows those of before
+	if l.recovered, err = re.result(ctx); err != nil {
+		return err
+	}
 	l.seq.epoch = head.Epoch
 	l.durable, l.recovered.Head = head, head
+	return nil
+}
+
+// to reads on to head.
+func (r *replay) to(ctx context.Context, head evidence.Head) error {
+	s := &r.l.seq
+	for e, err := range r.l.cfg.Store.Entries(ctx, s.size, head.Size) {
+		if err != nil {
+			return err
+		}
+		if err := r.leaf(&e); err != nil {
+			return fmt.Errorf("%w: leaf %d: %w", ErrCorrupt, e.Index, err)
+		}
+	}
+	switch {
+	case s.size != head.Size:
+		return fmt.Errorf("%w: %d leaves, the head says %d", ErrCorrupt, s.size, head.Size)
+	case head.Size > 0 && (s.chain != head.Chain || s.tree.Root() != head.Root):
+		return fmt.Errorf("%w: the head is not that of the leaves", ErrCorrupt)
+	}
 	return nil
 }
 

@@ -1,11 +1,12 @@
 // Package store keeps rows: the leaves of the ledgers, the encrypted fields
 // beside them, and the small documents a daemon needs to start again. It is
-// SQLite in one file, in WAL mode, with every commit synced.
+// SQLite in one file, or PostgreSQL, which several daemons may share.
 //
-// It owns the schema, the migrations and the lock that keeps a second daemon off
-// the same file. It knows nothing of what the rows mean: indices, hashes and
-// signatures are the ledger's, and what stands in a document is its owner's.
-// Start with [Open] and [DB.Tenant]; a [Tenant] sees its own rows only.
+// It owns the schema, the migrations, the lock that keeps a second daemon off a
+// file, and the lease by which daemons on one PostgreSQL take turns. It knows
+// nothing of what the rows mean: indices, hashes and signatures are the ledger's,
+// and what stands in a document is its owner's. Start with [Open] or
+// [OpenPostgres] and [DB.Tenant]; a [Tenant] sees its own rows only.
 //
 // A write that returned nil is on disk. One that returned an error may have
 // happened or not; the caller reads the state again before it goes on.
@@ -14,17 +15,14 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"net/url"
-	"os"
-	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
-	"modernc.org/sqlite"
-
 	"github.com/pilox/vault"
+	"github.com/pilox/vault/evidence"
 )
 
 // ErrLocked means that another process has the database open.
@@ -37,98 +35,80 @@ var ErrStale = errors.New("the head of the ledger is not where this daemon left 
 // ErrNotFound means that there is no such row.
 var ErrNotFound = errors.New("not found")
 
-// A DB is one database file. It is safe for concurrent use.
+// A DB is one database. It is safe for concurrent use.
 type DB struct {
-	lock *os.File
-	read *sql.DB
-
-	mu    sync.Mutex // guards the one writing connection and its statements
-	wdb   *sql.DB
-	write *sql.Conn
-	stmts map[string]driver.Stmt
+	engine engine
+	read   reader
 }
 
-// walPages is how many pages the write-ahead log may have before a commit copies
-// them back. At full speed that is twice a second, too rare to show in the 99th
-// percentile, and bounds the log to 16 MiB.
-const walPages = 4096
-
-// Open opens or makes the database at path, takes its lock, and brings the
-// schema up to date. The directory must exist.
-func Open(ctx context.Context, path string) (*DB, error) {
-	lock, err := lockFile(path + ".lock")
-	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", path, err)
-	}
-	d := &DB{lock: lock, stmts: map[string]driver.Stmt{}}
-	if err := d.open(ctx, path); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
-	}
-	return d, nil
+// An engine is what SQLite and PostgreSQL do differently: everything that writes.
+type engine interface {
+	// exec runs one statement durably and returns the rows it changed.
+	exec(ctx context.Context, query string, args ...any) (int64, error)
+	// append is [Tenant.Append].
+	append(ctx context.Context, t *Tenant, before, after evidence.Head, entries []evidence.Entry, sealed []evidence.Sealed) error
+	close() error
 }
 
-func (d *DB) open(ctx context.Context, path string) error {
-	// The file must not be readable by others, whatever the umask.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if d.wdb, err = connect(path, "journal_mode(WAL)", "synchronous(FULL)", fmt.Sprintf("wal_autocheckpoint(%d)", walPages)); err != nil {
-		return err
-	}
-	d.wdb.SetMaxOpenConns(1)
-	if d.write, err = d.wdb.Conn(ctx); err != nil {
-		return err
-	}
-	if err := migrate(ctx, d.write); err != nil {
-		return err
-	}
-	if d.read, err = connect(path, "query_only(1)"); err != nil {
-		return err
-	}
-	const readers = 4 // the console, an export, a tail and one more
-	d.read.SetMaxOpenConns(readers)
-	d.read.SetMaxIdleConns(readers)
-	return nil
+// A reader asks either database in SQLite's words.
+type reader struct {
+	db    *sql.DB
+	words func(query string) string // nil: as they are
 }
 
-func connect(path string, pragmas ...string) (*sql.DB, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return nil, err
+func (r *reader) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if r.words != nil {
+		query = r.words(query)
 	}
-	q := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "foreign_keys(1)", "temp_store(2)"}, pragmas...)}
-	c, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String())
-	if err != nil {
-		return nil, err
-	}
-	return sql.OpenDB(c), nil
+	return r.db.QueryContext(ctx, query, args...)
 }
 
-// Close closes the database and gives the lock back.
-func (d *DB) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var errs []error
-	for _, s := range d.stmts {
-		errs = append(errs, s.Close())
+func (r *reader) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	if r.words != nil {
+		query = r.words(query)
 	}
-	d.stmts = nil
-	if d.read != nil {
-		errs = append(errs, d.read.Close())
-	}
-	if d.write != nil {
-		errs = append(errs, d.write.Close())
-	}
-	if d.wdb != nil {
-		errs = append(errs, d.wdb.Close())
-	}
-	errs = append(errs, d.lock.Close())
-	return errors.Join(errs...)
+	return r.db.QueryRowContext(ctx, query, args...)
 }
+
+// dollars writes the placeholders ? and ?1 as $1, as PostgreSQL wants them. No
+// query of this package has a question mark elsewhere.
+func dollars(query string) string {
+	var b strings.Builder
+	last := 0
+	for {
+		before, after, found := strings.Cut(query, "?")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		end := 0
+		for end < len(after) && after[end] >= '0' && after[end] <= '9' {
+			end++
+		}
+		if n, err := strconv.Atoi(after[:end]); err == nil {
+			last = n
+		} else {
+			last++
+		}
+		b.WriteString("$" + strconv.Itoa(last))
+		query = after[end:]
+	}
+}
+
+// dollarsOnce is dollars with a memory: the queries are few and asked often.
+func dollarsOnce() func(string) string {
+	var seen sync.Map
+	return func(query string) string {
+		if v, ok := seen.Load(query); ok {
+			return v.(string)
+		}
+		v, _ := seen.LoadOrStore(query, dollars(query))
+		return v.(string)
+	}
+}
+
+// Close closes the database and gives a lock back.
+func (d *DB) Close() error { return d.engine.close() }
 
 // A Tenant is the part of a database that belongs to one tenant. It is safe for
 // concurrent use.
@@ -151,13 +131,11 @@ func (d *DB) Tenant(ctx context.Context, name vault.Tenant) (*Tenant, error) {
 	if name == "" {
 		return nil, errors.New("open tenant: no name")
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	var id int64
-	if _, err := d.write.ExecContext(ctx, `INSERT INTO tenant(name) VALUES (?) ON CONFLICT DO NOTHING`, string(name)); err != nil {
+	if _, err := d.engine.exec(ctx, `INSERT INTO tenant(name) VALUES (?) ON CONFLICT DO NOTHING`, string(name)); err != nil {
 		return nil, fmt.Errorf("open tenant %s: %w", name, err)
 	}
-	if err := d.write.QueryRowContext(ctx, `SELECT id FROM tenant WHERE name = ?`, string(name)).Scan(&id); err != nil {
+	if err := d.read.QueryRowContext(ctx, `SELECT id FROM tenant WHERE name = ?`, string(name)).Scan(&id); err != nil {
 		return nil, fmt.Errorf("open tenant %s: %w", name, err)
 	}
 	if id >= maxTenants {
@@ -169,13 +147,7 @@ func (d *DB) Tenant(ctx context.Context, name vault.Tenant) (*Tenant, error) {
 // pos returns the position of a leaf.
 func (t *Tenant) pos(idx uint64) int64 { return t.base + int64(min(idx, 1<<indexBits-1)) }
 
-// exec runs one statement on the writing connection.
+// exec runs one statement durably.
 func (t *Tenant) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	t.db.mu.Lock()
-	defer t.db.mu.Unlock()
-	r, err := t.db.write.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, err
-	}
-	return r.RowsAffected()
+	return t.db.engine.exec(ctx, query, args...)
 }

@@ -271,7 +271,7 @@ func TestSecondProcessIsLockedOut(t *testing.T) {
 func TestNewerSchemaIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "vault.db")
 	d := openDB(t, path)
-	if _, err := d.write.ExecContext(t.Context(), fmt.Sprintf("PRAGMA user_version = %d", len(migrations)+1)); err != nil {
+	if _, err := d.engine.(*file).write.ExecContext(t.Context(), fmt.Sprintf("PRAGMA user_version = %d", len(migrations)+1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Close(); err != nil {
@@ -288,7 +288,7 @@ func TestFileIsPrivateAndSynced(t *testing.T) {
 	d := openDB(t, path)
 	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2"} {
 		var got string
-		if err := d.write.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
+		if err := d.engine.(*file).write.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
 			t.Fatalf("%s is %s, want %s: %v", pragma, got, want, err)
 		}
 	}
