@@ -91,10 +91,10 @@ func (b Bundle) read() ([]file, error) {
 	switch {
 	case b.Dir == "":
 		return nil, errors.New("dir is missing")
-	case b.KeyID != "":
-		return nil, errors.New("signed bundles are not supported yet: remove signing and say unsigned: true")
-	case !b.Unsigned:
-		return nil, errors.New("a directory has no signature: say unsigned: true to accept it as it stands")
+	case b.Key != nil && b.Unsigned:
+		return nil, errors.New("signing and unsigned: true contradict each other: keep one")
+	case b.Key == nil && !b.Unsigned:
+		return nil, errors.New("nobody vouches for the directory: name the key that signs it (signing: {keyid: …}), or say unsigned: true to accept it as it stands")
 	}
 	root, err := os.OpenRoot(b.Dir) // a link that leads out of the bundle does not open
 	if err != nil {
@@ -108,8 +108,8 @@ func (b Bundle) read() ([]file, error) {
 			return err
 		}
 		base := d.Name()
-		if base == ".signatures.json" {
-			return errors.New(".signatures.json: signed bundles are not supported yet: remove it and say unsigned: true")
+		if name == signaturesFile && b.Unsigned {
+			return errors.New(".signatures.json: the bundle is signed: name the key that signs it (signing: {keyid: …}) instead of unsigned: true")
 		}
 		if name != "." && strings.HasPrefix(base, ".") {
 			if d.IsDir() {
@@ -144,6 +144,11 @@ func (b Bundle) read() ([]file, error) {
 	}
 	if !slices.ContainsFunc(files, func(f file) bool { return strings.HasSuffix(f.path, ".rego") }) {
 		return nil, fmt.Errorf("no *.rego file in %s", b.Dir)
+	}
+	if b.Key != nil {
+		if err := verify(root, files, b.Key); err != nil {
+			return nil, err
+		}
 	}
 	return files, nil
 }

@@ -50,12 +50,12 @@ type Config struct {
 type Bundle struct {
 	Name string // for messages; empty means Dir
 	Dir  string // must be set
-	// Unsigned accepts the directory as it stands. It has to be said: without it
-	// the bundle is refused, as signatures are not read by this version.
+	// Unsigned accepts the directory as it stands. It has to be said: without it the
+	// bundle needs a signature.
 	Unsigned bool
-	// KeyID asks for a signature by that key. This version refuses it rather
-	// than load rules that nobody checked.
-	KeyID string
+	// Key must have signed the bundle: its .signatures.json lists every file that
+	// counts. Nil is fine only with Unsigned.
+	Key *Key
 }
 
 // A Mode says what a hook's answer counts for.

@@ -356,7 +356,7 @@ func TestNewRefuses(t *testing.T) {
 		want   string
 	}{
 		{"a directory that nobody vouches for", func(b *policy.Bundle) { b.Unsigned = false }, "unsigned: true"},
-		{"a demanded signature", func(b *policy.Bundle) { b.KeyID = "k1" }, "not supported"},
+		{"a signature that is demanded and not", func(b *policy.Bundle) { b.Key = &policy.Key{} }, "contradict"},
 		{"no directory", func(b *policy.Bundle) { b.Dir = "" }, "dir"},
 		{"a directory that is not there", func(b *policy.Bundle) { b.Dir += "x" }, "no such file"},
 	} {

@@ -1,0 +1,153 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
+	"github.com/open-policy-agent/opa/v1/util"
+)
+
+// A signed bundle is a directory as opa sign leaves it: beside the files stands
+// .signatures.json with one JWT, whose payload lists files with their digests. A
+// file that counts and is not listed refuses the bundle, and so does a listed one
+// that is missing or differs.
+const signaturesFile = ".signatures.json"
+
+// maxSignatures bounds .signatures.json: a JWT with a line for each file.
+const maxSignatures = 1 << 20
+
+// A Key verifies bundles.
+type Key struct {
+	ID        string // as the JWT names it, or as whoever configured it does
+	Algorithm string // ES256, RS256, PS256 or EdDSA
+	PEM       []byte // public key or certificate
+}
+
+// algorithms are those with a public key. A shared secret on the host that reads
+// the rules could also write them.
+var algorithms = []string{"ES256", "RS256", "PS256", "EdDSA"}
+
+var (
+	// ErrSignature is in the chain of errors about a bundle that nobody, or somebody
+	// else, has signed as it stands.
+	ErrSignature = errors.New("bad signature of the bundle")
+	errAlgorithm = errors.New("want ES256, RS256, PS256 or EdDSA")
+)
+
+// verify holds files, which are those of root that count, against the signature.
+func verify(root *os.Root, files []file, key *Key) error {
+	if !slices.Contains(algorithms, key.Algorithm) {
+		return fmt.Errorf("key %s: algorithm %q: %w", key.ID, key.Algorithm, errAlgorithm)
+	}
+	raw, err := readFile(root, signaturesFile, maxSignatures)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it has no .signatures.json: sign it with pvault policy sign", ErrSignature)
+	} else if err != nil {
+		return err
+	}
+	var sc opabundle.SignaturesConfig
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&sc); err != nil {
+		return fmt.Errorf("%w: .signatures.json: %w", ErrSignature, err)
+	}
+	if sc.Plugin != "" {
+		return fmt.Errorf("%w: .signatures.json names a plugin; there are none here", ErrSignature)
+	}
+	config := opabundle.NewVerificationConfig(map[string]*opabundle.KeyConfig{
+		key.ID: {Key: string(key.PEM), Algorithm: key.Algorithm},
+	}, key.ID, "", nil)
+	listed, err := opabundle.VerifyBundleSignature(sc, config)
+	if err != nil {
+		return fmt.Errorf("%w: key %s: %w: sign it again with pvault policy sign", ErrSignature, key.ID, err)
+	}
+	counted := make(map[string][]byte, len(files))
+	for i := range files {
+		counted[files[i].path] = files[i].data
+	}
+	// What is listed and does not count for us, tests for example, still has to be
+	// what was signed.
+	for _, name := range slices.Sorted(maps.Keys(listed)) {
+		if _, ok := counted[name]; ok {
+			continue
+		}
+		if counted[name], err = readFile(root, filepath.FromSlash(name), maxBundleBytes); err != nil {
+			return fmt.Errorf("%w: it lists %s: %w", ErrSignature, name, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(counted)) {
+		if err := opabundle.VerifyBundleFile(name, *bytes.NewBuffer(counted[name]), listed); err != nil {
+			return fmt.Errorf("%w: %w: sign it again with pvault policy sign", ErrSignature, err)
+		}
+	}
+	return nil
+}
+
+// Verify reads the bundle in dir and holds it against key, without compiling it.
+// It returns how many files count.
+func Verify(dir string, key Key) (int, error) {
+	files, err := Bundle{Dir: dir, Key: &key}.read()
+	return len(files), err
+}
+
+// Sign writes .signatures.json into the bundle in dir, over the files that count,
+// and returns their names. key is the private one in PEM.
+func Sign(dir string, keyID, algorithm string, key []byte) ([]string, error) {
+	if !slices.Contains(algorithms, algorithm) {
+		return nil, fmt.Errorf("algorithm %q: %w", algorithm, errAlgorithm)
+	}
+	if !bytes.HasPrefix(key, []byte("-----BEGIN")) {
+		return nil, errors.New("the key is not in PEM")
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	// A signature that stands there is about to be replaced.
+	if err := root.Remove(signaturesFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	files, err := Bundle{Dir: dir, Unsigned: true}.read()
+	if err != nil {
+		return nil, err
+	}
+	hasher, err := opabundle.NewSignatureHasher(opabundle.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]opabundle.FileInfo, len(files))
+	names := make([]string, len(files))
+	for i := range files {
+		var value any = files[i].data
+		if opabundle.IsStructuredDoc(files[i].path) {
+			if err := util.Unmarshal(files[i].data, &value); err != nil {
+				return nil, fmt.Errorf("%s: %w", files[i].path, err)
+			}
+		}
+		sum, err := hasher.HashFile(value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", files[i].path, err)
+		}
+		names[i] = files[i].path
+		infos[i] = opabundle.NewFile(files[i].path, hex.EncodeToString(sum), opabundle.SHA256.String())
+	}
+	token, err := opabundle.GenerateSignedToken(infos, opabundle.NewSigningConfig(string(key), algorithm, ""), keyID)
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	raw, err := json.MarshalIndent(opabundle.SignaturesConfig{Signatures: []string{token}}, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return names, root.WriteFile(signaturesFile, append(raw, '\n'), 0o644)
+}
