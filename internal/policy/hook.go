@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -113,20 +115,24 @@ func glob(pattern, s string) bool {
 
 // A hook is a compiled Hook.
 type hook struct {
-	query    string
-	mode     Mode
-	match    match
-	deadline time.Duration
-	steps    int
-	needs    needs // what of the input its rules can look at
-	prepared rego.PreparedEvalQuery
+	at     string
+	name   string // of the rule, the expression or the URL, for messages
+	mode   Mode
+	match  match
+	engine engine
 }
 
-// compile checks h and prepares its query against the compiled rules.
-func (h Hook) compile(ctx context.Context, r *rules) (hook, error) {
-	c := hook{query: h.Query, mode: h.Mode, deadline: h.Deadline, steps: h.Steps}
-	if h.At != AtToolCall {
-		return hook{}, fmt.Errorf("at: %q: hooks stand at %s", h.At, AtToolCall)
+// An engine evaluates one hook. It returns nil if the answer is undefined. It is
+// safe for concurrent use and ends by itself.
+type engine interface {
+	eval(ctx context.Context, in *input) (ast.Value, error)
+}
+
+// compile checks h and prepares its engine against the compiled rules.
+func (h Hook) compile(ctx context.Context, r *rules, client *http.Client) (hook, error) {
+	c := hook{at: h.At, mode: h.Mode}
+	if !slices.Contains(points, h.At) {
+		return hook{}, fmt.Errorf("at: %q: hooks stand at %s", h.At, strings.Join(points, ", "))
 	}
 	if h.OnError != "" && h.OnError != "deny" {
 		return hook{}, fmt.Errorf("on_error: %q: an error denies, there is no other value", h.OnError)
@@ -141,21 +147,50 @@ func (h Hook) compile(ctx context.Context, r *rules) (hook, error) {
 	if h.Deadline < 0 || h.Steps < 0 {
 		return hook{}, errors.New("budget: a negative bound makes no sense")
 	}
-	if c.deadline == 0 {
-		c.deadline = defaultDeadline
-	}
-	if c.steps == 0 {
-		c.steps = defaultSteps
-	}
 	var err error
 	if c.match, err = h.Match.compile(); err != nil {
 		return hook{}, err
 	}
-	ref, err := r.rule(h.Query)
-	if err != nil {
-		return hook{}, err
+	deadline, steps := cmp.Or(h.Deadline, defaultDeadline), cmp.Or(h.Steps, defaultSteps)
+	set := 0
+	for _, s := range []string{h.Query, h.Expr, h.URL} {
+		if s != "" {
+			set++
+		}
 	}
-	c.needs = r.needs
+	if set != 1 {
+		return hook{}, errors.New("want one of query (rego), expr (cel) and url (http)")
+	}
+	switch c.name = cmp.Or(h.Query, h.Expr, h.URL); {
+	case (h.Engine == "" || h.Engine == Rego) && h.Query != "":
+		c.engine, err = newRegoEngine(ctx, h.Query, r, deadline, steps)
+	case h.Engine == CEL && h.Expr != "":
+		c.engine, err = newCELEngine(h.Expr, deadline)
+	case h.Engine == HTTP && h.URL != "":
+		c.engine, err = newHTTPEngine(h.URL, client, deadline)
+	default:
+		err = fmt.Errorf("engine: %q: want rego with query, cel with expr, or http with url", h.Engine)
+	}
+	return c, err
+}
+
+// A regoEngine is a rule of the bundles.
+type regoEngine struct {
+	deadline time.Duration
+	steps    int
+	needs    needs // what of the input its rules can look at
+	prepared rego.PreparedEvalQuery
+}
+
+func newRegoEngine(ctx context.Context, query string, r *rules, deadline time.Duration, steps int) (*regoEngine, error) {
+	if r == nil {
+		return nil, errors.New("no bundle has the rules of a rego hook: add policy.bundles with a dir")
+	}
+	ref, err := r.rule(query)
+	if err != nil {
+		return nil, err
+	}
+	c := &regoEngine{deadline: deadline, steps: steps, needs: r.needs}
 	c.prepared, err = rego.New(
 		rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(ref)))),
 		rego.Compiler(r.compiler),
@@ -164,13 +199,13 @@ func (h Hook) compile(ctx context.Context, r *rules) (hook, error) {
 		rego.StrictBuiltinErrors(true),
 	).PrepareForEval(ctx)
 	if err != nil {
-		return hook{}, fmt.Errorf("prepare %s: %w", h.Query, err)
+		return nil, fmt.Errorf("prepare %s: %w", query, err)
 	}
 	return c, nil
 }
 
-// eval returns the value of the hook's rule, nil if it is undefined.
-func (h *hook) eval(ctx context.Context, in *input) (ast.Value, error) {
+// eval returns the value of the rule, nil if it is undefined.
+func (h *regoEngine) eval(ctx context.Context, in *input) (ast.Value, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

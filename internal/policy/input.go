@@ -110,13 +110,15 @@ func (n *needs) note(ref ast.Ref) {
 type input struct {
 	f       *vault.Facts
 	gateway string
+	at      string
+	event   any
 	doc     ast.Value
 }
 
 // Input returns the whole document version 1 for a call as JSON, for explaining
 // and recording. Rules see the same.
 func (p *Policy) Input(f *vault.Facts) ([]byte, error) {
-	in := input{f: f, gateway: p.cfg.Gateway}
+	in := input{f: f, gateway: p.cfg.Gateway, at: AtToolCall}
 	v, err := in.value(&needs{all: true})
 	if err != nil {
 		return nil, err
@@ -142,22 +144,47 @@ func (in *input) value(n *needs) (ast.Value, error) {
 		}
 		return kv(name, build(n))
 	}
+	event, err := in.eventTerm(n)
+	if err != nil {
+		return nil, err
+	}
 	in.doc = ast.NewObject(
 		kv("version", ast.InternedTerm(inputVersion)),
 		kv("decision_id", text(f.Call.ID)),
 		kv("time", instant(f.Call.At)),
-		kv("hook", text(AtToolCall)),
+		kv("hook", text(in.at)),
 		section("agent", in.agent),
 		section("principal", in.principal),
 		section("task", in.task),
 		section("grant", in.grant),
-		section("call", in.call),
+		section("call", in.callOrNull),
 		section("data", in.data),
 		section("history", in.history),
 		kv("approvals", ast.InternedEmptyArray),
 		section("env", in.env),
+		kv("event", event),
 	)
 	return in.doc, nil
+}
+
+// callOrNull leaves out the call where there is none.
+func (in *input) callOrNull(n *needs) *ast.Term {
+	if in.f.Call.Kind == "" {
+		return null
+	}
+	return in.call(n)
+}
+
+// eventTerm converts the event of the hook point, which our own code made.
+func (in *input) eventTerm(n *needs) (*ast.Term, error) {
+	if in.event == nil || !n.want("event") {
+		return null, nil
+	}
+	v, err := ast.InterfaceToValue(in.event)
+	if err != nil {
+		return nil, fmt.Errorf("event: %w", err)
+	}
+	return ast.NewTerm(v), nil
 }
 
 func (in *input) agent(n *needs) *ast.Term {
@@ -371,7 +398,7 @@ func tree(v vault.Value) *ast.Term {
 var keys = func() map[string]*ast.Term {
 	m := map[string]*ast.Term{}
 	for _, k := range []string{
-		"version", "decision_id", "time", "hook", "agent", "principal", "task", "grant", "call", "data", "history", "approvals", "env",
+		"version", "decision_id", "time", "hook", "agent", "principal", "task", "grant", "call", "data", "history", "approvals", "env", "event",
 		"id", "key_thumbprint", "roles", "parent", "user", "tenant", "purpose", "opened_at",
 		"chain_id", "link_ids", "depth", "exp", "proof", "any_args", "same_uid", "ask", "may_read", "may_send_to", "effective", "budgets",
 		"amount", "limit", "unit", "used",

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path"
 	"slices"
@@ -43,14 +44,12 @@ type rules struct {
 	needs        needs
 }
 
-func load(ctx context.Context, cfg *Config) (*state, error) {
+func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error) {
 	switch {
 	case len(cfg.Bundles) == 0 && len(cfg.Hooks) == 0:
 		return &state{}, nil
-	case len(cfg.Hooks) == 0:
+	case !slices.ContainsFunc(cfg.Hooks, func(h Hook) bool { return h.Query != "" }) && len(cfg.Bundles) > 0:
 		return nil, errors.New("bundles are configured but no hook asks them: add policy.hooks with at: tool.call and a query")
-	case len(cfg.Bundles) == 0:
-		return nil, errors.New("hooks are configured but no bundle has their rules: add policy.bundles with a dir")
 	}
 	var files []file
 	for _, b := range cfg.Bundles {
@@ -60,13 +59,16 @@ func load(ctx context.Context, cfg *Config) (*state, error) {
 		}
 		files = append(files, fs...)
 	}
-	r, err := compile(ctx, files)
-	if err != nil {
-		return nil, err
+	var r *rules // nil without bundles: CEL and HTTP hooks need none
+	var err error
+	if len(files) > 0 {
+		if r, err = compile(ctx, files); err != nil {
+			return nil, err
+		}
 	}
 	s := &state{hooks: make([]hook, len(cfg.Hooks)), revision: revision(cfg, files)}
 	for i, h := range cfg.Hooks {
-		if s.hooks[i], err = h.compile(ctx, r); err != nil {
+		if s.hooks[i], err = h.compile(ctx, r, client); err != nil {
 			return nil, fmt.Errorf("hook %d: %w", i+1, err)
 		}
 	}
@@ -317,7 +319,7 @@ func revision(cfg *Config, files []file) vault.Digest {
 	}
 	for _, h := range cfg.Hooks {
 		parts = append(parts, []byte("hook"), []byte(strconv.Quote(h.Query)+" "+string(h.Mode)+" "+h.Match.Risk),
-			fmt.Append(nil, h.Match.Kinds, h.Deadline, h.Steps))
+			fmt.Append(nil, h.Match.Kinds, h.Deadline, h.Steps), []byte(h.At), []byte(h.Engine), []byte(h.Expr), []byte(h.URL))
 		for _, g := range h.Match.Tool {
 			parts = append(parts, []byte(g))
 		}

@@ -1,15 +1,17 @@
-// Package policy asks the operator's Rego rules about a call.
+// Package policy asks the operator's rules about a call, and about the other
+// moments at which authority is given or used.
 //
 // It owns the hooks: which rules are wired to which calls, the document they
 // see, the answer they may give and how the answers of several hooks are united.
 // It does not own what a capability allows, the order of the stages or what
-// happens with an obligation. It is the only importer of OPA. Start with [New]
-// and [Policy.Decide].
+// happens with an obligation. It is the only importer of OPA and CEL. Start with
+// [New] and [Policy.Decide]; [Policy.At] is for the hook points beside the call.
 //
-// It promises: a hook that cannot be evaluated denies, and "denied", "undefined"
-// and "error" are three different reasons. Rules are pure: they see the input
-// document version 1 (input.v1.schema.json) and their own data, no network, no
-// clock, no randomness, no environment. A decision is read by the letter of
+// A hook is a Rego rule of a bundle, a CEL expression, or an outside decision point
+// that speaks AuthZEN. It promises: a hook that cannot be evaluated denies, and
+// "denied", "undefined" and "error" are three different reasons. Rego and CEL are
+// pure: they see the input document version 1 (input.v1.schema.json) and their own
+// data, no network, no clock, no randomness, no environment. A decision is read by the letter of
 // decision.v1.schema.json; what this package cannot enforce is refused, never
 // ignored. A configured bundle that does not load stops the start, and a reload
 // that fails keeps the last good one.
@@ -20,6 +22,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,15 +72,40 @@ const (
 	Off     Mode = "off"    // compile at load and never evaluate
 )
 
-// AtToolCall is the one place a hook can stand: before a call runs.
-const AtToolCall = "tool.call"
+// The places where a hook can stand. Each has its event in the input.
+const (
+	AtToolCall        = "tool.call"        // before a call of any kind runs; no event
+	AtToolResult      = "tool.result"      // before its result is released; event {is_error, size, result}
+	AtAgentAdmit      = "agent.admit"      // an agent opens a session; event {edge, proof, links}
+	AtTokenMint       = "token.mint"       // a capability is minted; event {approver, holder, life_s, depth, grants, budgets}
+	AtTokenDelegate   = "token.delegate"   // the gateway attenuates one; event {holder, agent, why}
+	AtApprovalResolve = "approval.resolve" // a person answers; event {approval_id, approver, effect}
+	AtEgressConnect   = "egress.connect"   // a connection is opened; event {host, address, port}
+	AtSessionEnd      = "session.end"      // a task is over; event {why}. The answer is recorded and changes nothing
+)
 
-// A Hook is one question to the rules.
+var points = []string{AtToolCall, AtToolResult, AtAgentAdmit, AtTokenMint, AtTokenDelegate, AtApprovalResolve, AtEgressConnect, AtSessionEnd}
+
+// An Engine says what evaluates a hook. The zero Engine is Rego.
+type Engine string
+
+// The engines.
+const (
+	Rego Engine = "rego"
+	CEL  Engine = "cel"
+	HTTP Engine = "http" // an AuthZEN decision point
+)
+
+// A Hook is one question to the rules. Its engine says which of Query, Expr and URL
+// it has.
 type Hook struct {
-	At    string // must be AtToolCall
-	Match Match  // zero matches every call
-	Query string // a rule by its whole name: data.vault.toolcall.decision
-	Mode  Mode   // zero enforces
+	At     string // one of the places above
+	Match  Match  // zero matches every call
+	Engine Engine // zero is Rego
+	Query  string // Rego: a rule by its whole name: data.vault.toolcall.decision
+	Expr   string // CEL: an expression over input, true or false or a decision
+	URL    string // HTTP: the evaluation endpoint, https or loopback
+	Mode   Mode   // zero enforces
 	// OnError must be empty or "deny". It exists so that a configuration that
 	// hopes for anything else is refused.
 	OnError string
@@ -99,6 +128,7 @@ type Policy struct {
 	reload sync.Mutex // one load at a time
 	state  atomic.Pointer[state]
 
+	client    *http.Client // of HTTP hooks
 	evaluated atomic.Uint64
 	shadowed  atomic.Uint64
 	mismatch  atomic.Uint64
@@ -119,8 +149,8 @@ func New(ctx context.Context, cfg Config) (*Policy, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Policy{cfg: cfg}
-	s, err := load(ctx, &p.cfg)
+	p := &Policy{cfg: cfg, client: newClient()}
+	s, err := load(ctx, &p.cfg, p.client)
 	if err != nil {
 		return nil, fmt.Errorf("load policy: %w", err)
 	}
@@ -134,7 +164,7 @@ func New(ctx context.Context, cfg Config) (*Policy, error) {
 func (p *Policy) Reload(ctx context.Context) error {
 	p.reload.Lock()
 	defer p.reload.Unlock()
-	s, err := load(ctx, &p.cfg)
+	s, err := load(ctx, &p.cfg, p.client)
 	if err != nil {
 		err = fmt.Errorf("reload policy, the last good one stays in use: %w", err)
 		p.status.Store(&lastLoad{good: p.status.Load().good, err: err})
@@ -173,16 +203,31 @@ func (p *Policy) Status() Status {
 // binds a decision to a revision reads it before it asks for the decision.
 func (p *Policy) Revision() vault.Digest { return p.state.Load().revision }
 
-// Decide evaluates the hooks that match the call and returns the strictest of
+// Decide evaluates the hooks at tool.call that match and returns the strictest of
 // their answers with the obligations of all. No hook for the call allows.
 func (p *Policy) Decide(ctx context.Context, f *vault.Facts) vault.Decision {
+	return p.At(ctx, AtToolCall, f, nil)
+}
+
+// Hooked reports whether any hook stands at the place, for callers to whom building
+// the event is work.
+func (p *Policy) Hooked(at string) bool {
+	return slices.ContainsFunc(p.state.Load().hooks, func(h hook) bool { return h.at == at && h.mode != Off })
+}
+
+// At evaluates the hooks at a place. event is what happens there, as JSON can say
+// it; nil is null. What the facts do not know is empty. An obligation is for
+// tool.call only: elsewhere it is an error, because nobody would meet it.
+func (p *Policy) At(ctx context.Context, at string, f *vault.Facts, event any) vault.Decision {
 	s := p.state.Load()
 	d := vault.Allowed()
-	in := input{f: f, gateway: p.cfg.Gateway}
+	in := input{f: f, gateway: p.cfg.Gateway, at: at, event: event}
 	shadow := false
 	for i := range s.hooks {
 		h := &s.hooks[i]
 		switch {
+		case h.at != at:
+			continue
 		case h.mode == Off || !h.match.matches(f):
 			continue
 		case h.mode == Shadow:
@@ -195,6 +240,9 @@ func (p *Policy) Decide(ctx context.Context, f *vault.Facts) vault.Decision {
 	if shadow {
 		p.compare(ctx, s, &in, d)
 	}
+	if at != AtToolCall && d.Verdict != vault.Deny && (len(d.Obligations) > 0 || d.Verdict == vault.Ask) {
+		return vault.Denied(vault.CodePolicyError, "", "a hook at "+at+" can allow or deny; only tool.call asks and obliges")
+	}
 	return d
 }
 
@@ -202,7 +250,7 @@ func (p *Policy) Decide(ctx context.Context, f *vault.Facts) vault.Decision {
 func (p *Policy) compare(ctx context.Context, s *state, in *input, d vault.Decision) {
 	for i := range s.hooks {
 		h := &s.hooks[i]
-		if h.mode != Shadow || !h.match.matches(in.f) {
+		if h.at != in.at || h.mode != Shadow || !h.match.matches(in.f) {
 			continue
 		}
 		p.shadowed.Add(1)
@@ -211,24 +259,24 @@ func (p *Policy) compare(ctx context.Context, s *state, in *input, d vault.Decis
 			continue
 		}
 		p.mismatch.Add(1)
-		p.cfg.Log.InfoContext(ctx, "shadow policy would be stricter", "query", h.query,
+		p.cfg.Log.InfoContext(ctx, "shadow policy would be stricter", "hook", h.name,
 			"call", in.f.Call.ID, "verdict", d.Verdict.String(), "would", would.Verdict.String(), "code", string(would.Reason().Code))
 	}
 }
 
 // ask evaluates one hook. Whatever goes wrong denies.
 func (p *Policy) ask(ctx context.Context, h *hook, in *input) vault.Decision {
-	v, err := h.eval(ctx, in)
+	v, err := h.engine.eval(ctx, in)
 	if err == nil && v == nil {
-		return vault.Denied(vault.CodePolicyUndefined, "", h.query+" is undefined for this call")
+		return vault.Denied(vault.CodePolicyUndefined, "", h.name+" is undefined for this call")
 	}
 	var d vault.Decision
 	if err == nil {
 		d, err = parseDecision(v)
 	}
 	if err != nil {
-		p.cfg.Log.WarnContext(ctx, "policy hook denies because it failed", "query", h.query, "call", in.f.Call.ID, "err", err)
-		return vault.Denied(vault.CodePolicyError, "", h.query+": "+err.Error())
+		p.cfg.Log.WarnContext(ctx, "policy hook denies because it failed", "hook", h.name, "call", in.f.Call.ID, "err", err)
+		return vault.Denied(vault.CodePolicyError, "", h.name+": "+err.Error())
 	}
 	return d
 }

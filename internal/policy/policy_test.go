@@ -325,7 +325,7 @@ func TestNewRefuses(t *testing.T) {
 		{"an expression for a query", good, with(func(h *policy.Hook) { h.Query = "true" }), []string{"want a rule"}},
 		{"on_error allow", good, with(func(h *policy.Hook) { h.OnError = "allow" }), []string{"on_error", "denies"}},
 		{"an unknown mode", good, with(func(h *policy.Hook) { h.Mode = "monitor" }), []string{"mode"}},
-		{"an unknown place", good, with(func(h *policy.Hook) { h.At = "tool.result" }), []string{"at", "tool.call"}},
+		{"an unknown place", good, with(func(h *policy.Hook) { h.At = "tool.calls" }), []string{"at", "tool.call"}},
 		{"an unknown risk", good, with(func(h *policy.Hook) { h.Match.Risk = ">=severe" }), []string{"match.risk"}},
 		{"a pattern nobody reads the same way", good, with(func(h *policy.Hook) { h.Match.Tool = []string{"pay.{a,b}"} }), []string{"match.tool"}},
 		{"a negative budget", good, with(func(h *policy.Hook) { h.Steps = -1 }), []string{"budget"}},
