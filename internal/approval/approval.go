@@ -65,6 +65,10 @@ type Config struct {
 	// MaxOpenPerAgent bounds those of one agent. Zero means 32.
 	MaxOpenPerAgent int
 
+	// Resolve may object to a yes before it is recorded and counts. A no is never
+	// held up. Nil objects to nothing.
+	Resolve func(ctx context.Context, q *Question, approver string) error
+
 	Now    func() time.Time // nil means time.Now
 	Logger *slog.Logger     // nil means silence
 }
@@ -85,6 +89,7 @@ type Desk struct {
 	signer  crypto.Signer
 	public  ed25519.PublicKey
 	record  Recorder
+	resolve func(context.Context, *Question, string) error // may be nil
 	life    time.Duration
 	now     func() time.Time
 	log     *slog.Logger
@@ -114,7 +119,7 @@ func New(c Config) (*Desk, error) {
 	}
 	d := &Desk{
 		codec: newCodec(), signer: c.Signer, public: public, record: c.Recorder,
-		life: or(c.Life, defaultLife), now: c.Now, log: c.Logger,
+		resolve: c.Resolve, life: or(c.Life, defaultLife), now: c.Now, log: c.Logger,
 		changed: make(chan struct{}, 1),
 		au:      au,
 		m:       newMachine(limits{or(c.MaxOpen, defaultOpen), or(c.MaxOpenPerAgent, defaultPerAgent), maxHeld}),

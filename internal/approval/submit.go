@@ -28,9 +28,14 @@ func (d *Desk) submit(ctx context.Context, raw []byte) (Pending, error) {
 	if err != nil {
 		return Pending{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	event, err := d.take(a, raw, Effect(a.decision.Effect) == Deny)
+	event, q, err := d.take(a, raw, Effect(a.decision.Effect) == Deny)
 	if err != nil {
 		return Pending{}, err
+	}
+	if Effect(a.decision.Effect) == Allow && d.resolve != nil {
+		if err := d.resolve(ctx, q, a.Approver); err != nil {
+			return Pending{}, err
+		}
 	}
 	if _, err := d.record.Commit(context.WithoutCancel(ctx), event); err != nil {
 		return Pending{}, fmt.Errorf("record: %w", err)
@@ -52,8 +57,9 @@ func (d *Desk) submit(ctx context.Context, raw []byte) (Pending, error) {
 	return d.pendingOf(e, now), nil
 }
 
-// take checks a and returns the event that records it. With apply it takes effect.
-func (d *Desk) take(a *answer, raw []byte, apply bool) (*vault.Event, error) {
+// take checks a and returns the event that records it and the question that it
+// answers. With apply it takes effect.
+func (d *Desk) take(a *answer, raw []byte, apply bool) (*vault.Event, *Question, error) {
 	now := d.begin()
 	defer d.mu.Unlock()
 	do := d.m.check
@@ -62,12 +68,13 @@ func (d *Desk) take(a *answer, raw []byte, apply bool) (*vault.Event, error) {
 	}
 	e, err := do(d.au, now, a)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if apply {
 		d.awake(a.Question)
 	}
-	return d.event(e, a, raw)
+	event, err := d.event(e, a, raw)
+	return event, e.q, err
 }
 
 // event records who answered what. The question goes with it: with the answer's

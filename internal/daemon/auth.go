@@ -80,6 +80,9 @@ func (d *Daemon) authenticate(r *http.Request) (mcp.Caller, error) {
 	}
 	view, generation := d.views.get(grant.Chain)
 	if view == nil {
+		if err := d.hookAdmit(r.Context(), "mcp", &grant); err != nil {
+			return mcp.Caller{}, err
+		}
 		view = d.view(r.Context(), probe, &grant)
 		d.views.put(grant.Chain, view, generation)
 	}

@@ -60,26 +60,44 @@ type Listen struct {
 // Policy names the operator's bundles and hooks. None means that the capability
 // alone decides.
 type Policy struct {
-	Bundles []Bundle `yaml:"bundles"`
-	Hooks   []Hook   `yaml:"hooks"`
+	Keys    map[string]PolicyKey `yaml:"keys"` // that sign bundles, by id
+	Bundles []Bundle             `yaml:"bundles"`
+	Hooks   []Hook               `yaml:"hooks"`
 }
 
-// A Bundle is a directory of Rego files.
+// A PolicyKey is a public key that signs bundles.
+type PolicyKey struct {
+	Algorithm string `yaml:"algorithm"` // ES256, RS256, PS256 or EdDSA
+	File      string `yaml:"file"`      // PEM, relative to vault.yaml
+}
+
+// A Bundle is a directory of Rego files. It is signed, or says that it is not.
 type Bundle struct {
-	Name     string `yaml:"name"`     // "" means main
-	Dir      string `yaml:"dir"`      // relative to vault.yaml
-	Unsigned bool   `yaml:"unsigned"` // must be true in this version: signatures come later
+	Name     string  `yaml:"name"`     // "" means main
+	Dir      string  `yaml:"dir"`      // relative to vault.yaml
+	Unsigned bool    `yaml:"unsigned"` // accept the directory as it stands
+	Signing  Signing `yaml:"signing"`  // the key that must have signed it
 }
 
-// A Hook wires a query to calls.
+// Signing names a key of [Policy.Keys].
+type Signing struct {
+	KeyID string `yaml:"keyid"`
+}
+
+// A Hook wires a rule to calls, or to another moment.
 type Hook struct {
-	At       string        `yaml:"at"`       // tool.call
+	At       string        `yaml:"at"`       // tool.call, tool.result, agent.admit, token.mint, token.delegate, approval.resolve, egress.connect, session.end
 	Tools    []string      `yaml:"tools"`    // globs of server.tool; empty means all
+	Kinds    []string      `yaml:"kinds"`    // of call: tool, resource, egress, …; empty means all
 	Risk     string        `yaml:"risk"`     // least risk: low, medium, high; "" means all
-	Query    string        `yaml:"query"`    // data.vault.toolcall.decision
+	Engine   string        `yaml:"engine"`   // rego, cel, http; "" means rego
+	Query    string        `yaml:"query"`    // rego: data.vault.toolcall.decision
+	Expr     string        `yaml:"expr"`     // cel: an expression over input
+	URL      string        `yaml:"url"`      // http: an AuthZEN evaluation endpoint
 	Mode     string        `yaml:"mode"`     // enforce, shadow, off; "" means enforce
 	OnError  string        `yaml:"on_error"` // deny; there is no other value
 	Deadline time.Duration `yaml:"deadline"` // zero means 250 ms
+	Steps    int           `yaml:"steps"`    // rego: expressions evaluated at most; zero means 200000
 }
 
 // Approvals says who answers questions and how long they may take.
@@ -125,6 +143,12 @@ func LoadConfig(path string, getenv func(string) string) (Config, error) {
 		for i, bundle := range c.Policy.Bundles {
 			if !filepath.IsAbs(bundle.Dir) {
 				c.Policy.Bundles[i].Dir = filepath.Join(filepath.Dir(path), bundle.Dir)
+			}
+		}
+		for id, key := range c.Policy.Keys {
+			if !filepath.IsAbs(key.File) {
+				key.File = filepath.Join(filepath.Dir(path), key.File)
+				c.Policy.Keys[id] = key
 			}
 		}
 	}
@@ -229,7 +253,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Policy{}, Bundle{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Log{}} {
+	for _, v := range []any{Config{}, Listen{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Log{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -355,12 +379,13 @@ func (c *Config) check() error {
 		if b.Dir == "" {
 			return fmt.Errorf("policy.bundles[%d]: dir is missing", i)
 		}
-		if !b.Unsigned {
-			return fmt.Errorf("policy.bundles[%d]: signed bundles are not in this version; say unsigned: true if you mean it", i)
+		id := b.Signing.KeyID
+		if _, ok := c.Policy.Keys[id]; id != "" && !ok {
+			return fmt.Errorf("policy.bundles[%d]: no key %q in policy.keys", i, id)
 		}
-	}
-	if len(c.Policy.Hooks) > 0 && len(c.Policy.Bundles) == 0 {
-		return errors.New("policy.hooks: there is no bundle to ask")
+		if b.Unsigned == (id != "") {
+			return fmt.Errorf("policy.bundles[%d]: name the key that signs it with signing: {keyid: …}, or say unsigned: true if you mean it", i)
+		}
 	}
 	if len(c.Policy.Bundles) > 0 && len(c.Policy.Hooks) == 0 {
 		return errors.New("policy.bundles: no hook asks them; add policy.hooks or remove the bundle")

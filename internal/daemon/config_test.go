@@ -42,8 +42,8 @@ func TestCompleteConfig(t *testing.T) {
 		{"a relative socket", "listen: {admin: x.sock}", "absolute path"},
 		{"a store that is not here", "store: mysql://u:hunter2@x", "want sqlite or postgres"},
 		{"a bundle nobody signed", "policy: {bundles: [{dir: p}], hooks: [{at: tool.call, query: data.x}]}", "unsigned: true"},
+		{"a bundle signed by a key that is not there", "policy: {bundles: [{dir: p, signing: {keyid: k1}}], hooks: [{at: tool.call, query: data.x}]}", "no key"},
 		{"a bundle nobody asks", "policy: {bundles: [{dir: p, unsigned: true}]}", "no hook asks"},
-		{"a hook without a bundle", "policy: {hooks: [{at: tool.call, query: data.x}]}", "no bundle"},
 		{"a grade that is none", "sandbox: {min_grade: Z}", "min_grade"},
 		{"a tenant that is a path", "tenant: ../x", "tenant"},
 	} {

@@ -302,36 +302,6 @@ func (d *Daemon) openCapabilities(context.Context) error {
 	return err
 }
 
-func (d *Daemon) openPolicy(ctx context.Context) error {
-	c := policy.Config{Log: d.log, Gateway: d.cluster}
-	for _, b := range d.conf.Policy.Bundles {
-		c.Bundles = append(c.Bundles, policy.Bundle{Name: b.Name, Dir: b.Dir, Unsigned: b.Unsigned})
-	}
-	for _, h := range d.conf.Policy.Hooks {
-		c.Hooks = append(c.Hooks, policy.Hook{At: h.At, Match: policy.Match{Tool: h.Tools, Risk: h.Risk}, Query: h.Query, Mode: policy.Mode(h.Mode), OnError: h.OnError, Deadline: h.Deadline})
-	}
-	var err error
-	d.policy, err = policy.New(ctx, c)
-	return err
-}
-
-// Reload reads the policy bundles again. Rules that do not load leave those in use in
-// force, and pvault status says so. What is in force from now on is on record.
-func (d *Daemon) Reload(ctx context.Context) error {
-	before := d.policy.Revision()
-	if err := d.policy.Reload(ctx); err != nil {
-		return fmt.Errorf("reload policy: %w", err)
-	}
-	if d.policy.Revision() == before {
-		return nil
-	}
-	_, err := d.ledger.Commit(ctx, &vault.Event{
-		Class: vault.ClassDaemon, Phase: vault.PhaseNoted, Verdict: vault.Allow, Policy: d.policy.Revision(),
-		Fields: []vault.Field{{Name: "note", Value: []byte("policy reloaded")}},
-	})
-	return err
-}
-
 func (d *Daemon) openApprovals(context.Context) error {
 	key, err := d.keys.Signer(keystore.Approval)
 	if err != nil {
@@ -343,7 +313,7 @@ func (d *Daemon) openApprovals(context.Context) error {
 	}
 	d.desk, err = approval.New(approval.Config{
 		Signer: key, Recorder: d.ledger, Approvers: people, Groups: d.conf.Approvals.Groups,
-		Life: d.conf.Approvals.Timeout, Logger: d.log,
+		Life: d.conf.Approvals.Timeout, Logger: d.log, Resolve: d.hookResolve,
 	})
 	return err
 }
@@ -352,6 +322,7 @@ func (d *Daemon) openGateway(context.Context) error {
 	d.flow = flow.New(flow.Config{})
 	out := d.conf.egress
 	out.Timeout, out.MaxResponse = d.conf.Limits.Call, int64(d.conf.Limits.Result)
+	out.Allow = d.hookConnect
 	d.egress = egress.New(out)
 	d.onClose(func() error { d.egress.Close(); return nil })
 	d.gateway = &gateway.Gateway{

@@ -37,6 +37,9 @@ func (b backend) Run(ctx context.Context, peer admin.Peer, r admin.RunRequest, o
 		return err
 	}
 	ch := channel{id: "run-" + vault.NewCallID()[2:]}
+	if err := d.hookDelegate(ctx, &grant, &capability.Holder{Channel: ch.id}, "run a program in a sandbox"); err != nil {
+		return err
+	}
 	depth := 0
 	bound, err := capability.Attenuate(chain, capability.Link{Holder: &capability.Holder{Channel: ch.id}, Depth: &depth}, d.issuer)
 	if err != nil {

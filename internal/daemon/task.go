@@ -201,6 +201,9 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 		}
 		link.Depth = &depth
 	}
+	if err := d.hookMint(ctx, &link, approver); err != nil {
+		return admin.Task{}, err
+	}
 	chain, err := capability.Mint(link, d.issuer)
 	if err != nil {
 		return admin.Task{}, invalid(err)
@@ -274,6 +277,7 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 		return err
 	}
 	d.upstreams.EndTask(d.tenant, row.ID)
+	d.hookEnd(ctx, &vault.Grant{Tenant: d.tenant, Task: row.ID, Principal: row.Principal}, why)
 	idle := d.gateway.Tasks.Idle(row.ID)
 	t := time.NewTimer(closeWait)
 	defer t.Stop()

@@ -34,6 +34,9 @@ type Config struct {
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// Dial connects to an address that was checked. Nil means a plain dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Allow may object to a connection after its address was checked and before it is
+	// opened. Nil objects to nothing.
+	Allow func(ctx context.Context, f *vault.Facts, host string, to netip.AddrPort) error
 	// Transport is the base for HTTP; its dialling, proxy and connection reuse are replaced.
 	// Nil means a fresh one. Tests use it to trust their own certificates.
 	Transport *http.Transport
@@ -101,6 +104,9 @@ type notSent struct{ error }
 
 func (e notSent) Unwrap() error { return e.error }
 
+// callKey is the context key of the facts of the call that a connection is for.
+type callKey struct{}
+
 // dial connects to the first public address of a host. Its errors are [notSent].
 func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := c.connect(ctx, network, address)
@@ -129,6 +135,15 @@ func (c *Client) connect(ctx context.Context, network, address string) (net.Conn
 	if len(addrs) == 0 {
 		return nil, errors.New("resolve: no address")
 	}
+	if f, ok := ctx.Value(callKey{}).(*vault.Facts); ok && c.c.Allow != nil {
+		to, err := netip.ParseAddrPort(net.JoinHostPort(addrs[0].Unmap().String(), port))
+		if err != nil {
+			return nil, err
+		}
+		if err := c.c.Allow(ctx, f, host, to); err != nil {
+			return nil, err
+		}
+	}
 	return c.c.Dial(ctx, network, net.JoinHostPort(addrs[0].Unmap().String(), port))
 }
 
@@ -148,13 +163,16 @@ func (c *Client) Run(ctx context.Context, f *vault.Facts, _ vault.Stream) (vault
 	if err != nil {
 		return vault.Result{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.c.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, callKey{}, f), c.c.Timeout)
 	defer cancel()
 	res, err := c.http.Do(req.WithContext(ctx))
 	if err != nil {
 		code, executed := vault.CodeUpstreamFailed, vault.ExecutedUnknown
 		if _, ok := errors.AsType[notSent](err); ok {
 			executed = vault.ExecutedNo
+		}
+		if d, ok := errors.AsType[*vault.Denial](err); ok { // nothing was opened
+			return vault.Result{}, d
 		}
 		switch {
 		case errors.Is(err, errAddress):

@@ -29,7 +29,10 @@ func (s *idle) Label(context.Context, *vault.Facts, []byte) vault.Label {
 }
 
 func (s *idle) Decide(context.Context, *vault.Facts) vault.Decision { return vault.Allowed() }
-func (s *idle) Revision() vault.Digest                              { return vault.Digest{1} }
+func (s *idle) DecideResult(context.Context, *vault.Facts, []byte, bool) vault.Decision {
+	return vault.Allowed()
+}
+func (s *idle) Revision() vault.Digest { return vault.Digest{1} }
 
 func (s *idle) ScanArgs(context.Context, *vault.Facts) vault.Decision { return vault.Allowed() }
 func (s *idle) ScanResult(_ context.Context, _ *vault.Facts, raw []byte) ([]byte, vault.Decision) {

@@ -334,6 +334,9 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 				return err
 			}
 		}
+		if d := g.Policy.DecideResult(ctx, f, res.Raw, res.IsError); d.Verdict != vault.Allow {
+			return withheld(d.Reason())
+		}
 		raw, d := s.scan(ctx, res.Raw)
 		if d.Verdict != vault.Allow {
 			return withheld(d.Reason())

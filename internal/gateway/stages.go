@@ -62,6 +62,9 @@ type Policy interface {
 	// Decide evaluates the hooks that match. No hook for the call allows; an
 	// undefined or failed hook denies with a code of its own.
 	Decide(ctx context.Context, f *vault.Facts) vault.Decision
+	// DecideResult evaluates the hooks that look at what a call brought back. Anything
+	// but allow withholds it.
+	DecideResult(ctx context.Context, f *vault.Facts, raw []byte, isError bool) vault.Decision
 	// Revision identifies everything that Decide depends on.
 	Revision() vault.Digest
 }

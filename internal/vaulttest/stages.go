@@ -25,7 +25,8 @@ type Stages struct {
 	OnFlow    vault.Decision // zero means allow: set Deny by a reason
 	OnPolicy  vault.Decision
 	OnScan    vault.Decision // zero means allow
-	OnResult  vault.Decision // zero means allow
+	OnResult  vault.Decision // of the scanner; zero means allow
+	OnReturn  vault.Decision // of the policy's hook at tool.result; zero means allow
 	OnApprove error          // nil approves
 	Sandbox   vault.Grade
 	Result    string // the runner's result object; "" means {"content":[]}
@@ -177,6 +178,11 @@ func (s *Stages) Decide(context.Context, *vault.Facts) vault.Decision {
 		return vault.Denied(vault.CodePolicyError, "", err.Error())
 	}
 	return s.OnPolicy
+}
+
+// DecideResult plays the policy's hook at tool.result. It is no step: most calls have none.
+func (s *Stages) DecideResult(context.Context, *vault.Facts, []byte, bool) vault.Decision {
+	return orAllow(s.OnReturn)
 }
 
 // Revision plays policy.
