@@ -23,6 +23,9 @@ type book struct {
 	hashes []vault.Digest
 	runs   map[vault.TaskID]*runState
 	opens  map[uint64][]Opened
+
+	anchors   []Anchor
+	witnesses []byte
 }
 
 const bookOrigin = "vault.test/log/1"
@@ -132,6 +135,8 @@ func (b *book) bundle(run vault.TaskID, since int) []byte {
 		}
 	}
 	out := Bundle{Scope: ScopeRun, Run: run, Count: uint64(len(of)), Checkpoint: b.checkpoint(len(b.leaves), "log"), Keys: []string{b.key}}
+	out.Sign = func(p []byte) (EnvelopeSignature, error) { return SignStatement(bookOrigin, testKey("log"), p) }
+	out.Anchors, out.Witnesses = b.anchors, b.witnesses
 	if run == "" {
 		out.Scope = ScopeLog
 	}

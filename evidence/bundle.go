@@ -24,6 +24,9 @@ const (
 	fileHashes      = "hashes.bin"        // scope log: leaf hash of each leaf, 32 bytes
 	fileConsistency = "consistency.json"  // optional: proof from an older checkpoint
 	fileDisclosures = "disclosures.jsonl" // opened fields, by record; may be empty
+	fileAnchors     = "anchors.jsonl"     // optional: what others vouch for
+	fileWitnesses   = "witnesses.txt"     // optional: the ledger's witness policy, a hint
+	fileStatement   = "statement.json"    // what ran: DSSE envelope, in-toto statement
 )
 
 // A Scope says which records a bundle holds.
@@ -80,6 +83,11 @@ type Bundle struct {
 	Checkpoint  []byte       // signed
 	Keys        []string     // verifier keys of the ledger
 	Consistency *Consistency // nil: none
+	Anchors     []Anchor     // of this checkpoint or older ones; nil: none
+	Witnesses   []byte       // witness policy of the ledger, a hint; nil: none
+	// Sign signs the statement of what ran for the ledger of the checkpoint, see
+	// [SignStatement]. Required.
+	Sign func(payload []byte) (EnvelopeSignature, error)
 
 	Leaves      func(w *LeafWriter) error
 	Proofs      func(yield func(Inclusion) error) error // for scope run
@@ -88,12 +96,22 @@ type Bundle struct {
 }
 
 // A LeafWriter takes the exact bytes of leaves.
-type LeafWriter struct{ w io.Writer }
+type LeafWriter struct {
+	w   io.Writer
+	ran *ran // nil: not asked what ran
+}
 
 // Write appends one leaf.
 func (w *LeafWriter) Write(leaf []byte) error {
 	if bytes.IndexByte(leaf, '\n') >= 0 || len(leaf) > MaxLeaf {
 		return errors.New("write leaf: not a leaf")
+	}
+	if w.ran != nil {
+		l, err := ParseLeaf(leaf)
+		if err != nil {
+			return fmt.Errorf("write leaf: %w", err)
+		}
+		w.ran.add(l, HashLeaf(leaf))
 	}
 	if _, err := w.w.Write(leaf); err != nil {
 		return err
@@ -113,7 +131,8 @@ func (b *Bundle) WriteTo(w io.Writer) (int64, error) {
 		Count: b.Count, Log: cp.Origin, Run: b.Run, Scope: b.Scope, Size: cp.Size,
 		Type: bundleType, Version: 1,
 	}
-	sections := b.sections()
+	ran := newRan(b.Scope, cp.Origin, b.Run)
+	sections := b.sections(ran, cp)
 	files := make([]zipFile, 1, len(sections)+1)
 	for _, s := range sections {
 		d := newDigester()
@@ -158,7 +177,10 @@ type section struct {
 	write func(io.Writer) error
 }
 
-func (b *Bundle) sections() []section {
+// sections lists the files. The statement comes last: it tells what was seen while
+// the records and opened fields before it were written the first time.
+func (b *Bundle) sections(ran *ran, cp Checkpoint) []section {
+	var statement []byte
 	list := []section{
 		{fileReadme, text(readme)},
 		{fileCheckpoint, text(string(b.Checkpoint))},
@@ -170,7 +192,12 @@ func (b *Bundle) sections() []section {
 			}
 			return nil
 		}},
-		{fileLeaves, func(w io.Writer) error { return b.Leaves(&LeafWriter{w}) }},
+		{fileLeaves, func(w io.Writer) error {
+			if statement != nil {
+				return b.Leaves(&LeafWriter{w: w})
+			}
+			return b.Leaves(&LeafWriter{w, ran})
+		}},
 	}
 	if b.Scope == ScopeRun {
 		list = append(list, section{fileProofs, func(w io.Writer) error {
@@ -187,11 +214,46 @@ func (b *Bundle) sections() []section {
 	if b.Consistency != nil {
 		list = append(list, section{fileConsistency, func(w io.Writer) error { return writeLine(w, b.Consistency) }})
 	}
-	return append(list, section{fileDisclosures, func(w io.Writer) error {
+	list = append(list, section{fileDisclosures, func(w io.Writer) error {
 		if b.Disclosures == nil {
 			return nil
 		}
-		return b.Disclosures(func(d Disclosure) error { return writeLine(w, d) })
+		return b.Disclosures(func(d Disclosure) error {
+			if statement == nil {
+				ran.open(&d)
+			}
+			return writeLine(w, d)
+		})
+	}})
+	if b.Anchors != nil {
+		list = append(list, section{fileAnchors, func(w io.Writer) error {
+			for i := range b.Anchors {
+				if err := writeLine(w, &b.Anchors[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+	}
+	if b.Witnesses != nil {
+		list = append(list, section{fileWitnesses, text(string(b.Witnesses))})
+	}
+	return append(list, section{fileStatement, func(w io.Writer) error {
+		if statement == nil {
+			payload, err := ran.payload(cp)
+			if err != nil {
+				return err
+			}
+			sig, err := b.Sign(payload)
+			if err != nil {
+				return err
+			}
+			if statement, err = encodeLine(Envelope{payload, payloadType, []EnvelopeSignature{sig}}); err != nil {
+				return err
+			}
+		}
+		_, err := w.Write(statement)
+		return err
 	}})
 }
 
@@ -209,6 +271,10 @@ proofs.jsonl       for one run: the inclusion proof of each record
 hashes.bin         for a whole ledger: the leaf hash of each record, 32 bytes
 consistency.json   that the ledger only grew since an older checkpoint
 disclosures.jsonl  opened fields: value, salt and path to the root in the record
+anchors.jsonl      checkpoints that others vouch for: witnesses, transparency logs
+witnesses.txt      the witnesses of the ledger: a hint, your own policy counts
+statement.json     what ran: in-toto statement in a DSSE envelope, all of it derived
+                   from the records
 `
 
 func text(s string) func(io.Writer) error {

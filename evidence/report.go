@@ -14,40 +14,48 @@ type Problem string
 
 // The problems. What each means for the person who asks stands in [Problem.Exit].
 const (
-	ProblemNone       Problem = "ok"
-	ProblemAltered    Problem = "altered"    // a record, or another signed part, is not what was recorded
-	ProblemDropped    Problem = "dropped"    // a record is missing between others
-	ProblemSwapped    Problem = "swapped"    // the records are not in their order
-	ProblemTruncated  Problem = "truncated"  // records at the end are missing
-	ProblemDisclosure Problem = "disclosure" // an opened value is not the one that was recorded
-	ProblemMalformed  Problem = "malformed"  // not a bundle that Vault writes
-	ProblemWrongKey   Problem = "wrong_key"  // sound, but signed by another key than the pinned one
-	ProblemUnpinned   Problem = "unpinned"   // sound under its own key, which anyone can make
-	ProblemRollback   Problem = "rollback"   // older than a checkpoint the verifier already holds
-	ProblemSplitView  Problem = "split_view" // contradicts a checkpoint the verifier already holds
-	ProblemUnrelated  Problem = "unrelated"  // holds no proof that relates it to that checkpoint
-	ProblemOtherRun   Problem = "other_run"  // of another run than the one asked for
-	ProblemIncomplete Problem = "incomplete" // the run is still open, so later records may exist
+	ProblemNone        Problem = "ok"
+	ProblemAltered     Problem = "altered"     // a record, or another signed part, is not what was recorded
+	ProblemDropped     Problem = "dropped"     // a record is missing between others
+	ProblemSwapped     Problem = "swapped"     // the records are not in their order
+	ProblemTruncated   Problem = "truncated"   // records at the end are missing
+	ProblemDisclosure  Problem = "disclosure"  // an opened value is not the one that was recorded
+	ProblemMalformed   Problem = "malformed"   // not a bundle that Vault writes
+	ProblemStatement   Problem = "statement"   // what ran is told otherwise than by the records
+	ProblemWrongKey    Problem = "wrong_key"   // sound, but signed by another key than the pinned one
+	ProblemUnpinned    Problem = "unpinned"    // sound under its own key, which anyone can make
+	ProblemUnwitnessed Problem = "unwitnessed" // the quorum of the verifier's witness policy has not signed
+	ProblemUnanchored  Problem = "unanchored"  // no entry of the Rekor log that the verifier named
+	ProblemRollback    Problem = "rollback"    // older than a checkpoint the verifier already holds
+	ProblemSplitView   Problem = "split_view"  // contradicts a checkpoint the verifier already holds
+	ProblemUnrelated   Problem = "unrelated"   // holds no proof that relates it to that checkpoint
+	ProblemOtherRun    Problem = "other_run"   // of another run than the one asked for
+	ProblemStale       Problem = "stale"       // older than the verifier asked for
+	ProblemIncomplete  Problem = "incomplete"  // the run is still open, so later records may exist
 )
 
 // Exit codes of pvault audit verify. 1 is an error before verification and 2
-// wrong usage. The tens say what to doubt: the records (10), who signed (20),
+// wrong usage. The tens say what to doubt: the records (10), who vouches (20),
 // which history (30), whether it is over (40).
 const (
-	ExitOK         = 0
-	ExitAltered    = 10
-	ExitDropped    = 11
-	ExitSwapped    = 12
-	ExitTruncated  = 13
-	ExitDisclosure = 14
-	ExitMalformed  = 15
-	ExitWrongKey   = 20
-	ExitUnpinned   = 21
-	ExitRollback   = 30
-	ExitSplitView  = 31
-	ExitUnrelated  = 32
-	ExitOtherRun   = 33
-	ExitIncomplete = 40
+	ExitOK          = 0
+	ExitAltered     = 10
+	ExitDropped     = 11
+	ExitSwapped     = 12
+	ExitTruncated   = 13
+	ExitDisclosure  = 14
+	ExitMalformed   = 15
+	ExitStatement   = 16
+	ExitWrongKey    = 20
+	ExitUnpinned    = 21
+	ExitUnwitnessed = 22
+	ExitUnanchored  = 23
+	ExitRollback    = 30
+	ExitSplitView   = 31
+	ExitUnrelated   = 32
+	ExitOtherRun    = 33
+	ExitStale       = 34
+	ExitIncomplete  = 40
 )
 
 // Exit returns the exit code of p. An unknown problem is malformed, never ok.
@@ -65,6 +73,14 @@ func (p Problem) Exit() int {
 		return ExitTruncated
 	case ProblemDisclosure:
 		return ExitDisclosure
+	case ProblemStatement:
+		return ExitStatement
+	case ProblemUnwitnessed:
+		return ExitUnwitnessed
+	case ProblemUnanchored:
+		return ExitUnanchored
+	case ProblemStale:
+		return ExitStale
 	case ProblemWrongKey:
 		return ExitWrongKey
 	case ProblemUnpinned:
@@ -113,11 +129,15 @@ type Report struct {
 	Pinned   bool   `json:"pinned"`
 	Key      string `json:"key,omitempty"` // that signed the checkpoint
 
-	AnchoredBy []string   `json:"anchored_by"`      // none yet in version 1
+	AnchoredBy []string   `json:"anchored_by"`      // whose word the verifier's own keys confirm, and on how many records
+	Anchored   uint64     `json:"anchored"`         // records that somebody outside has vouched for
+	Strangers  int        `json:"strangers"`        // anchors by nobody the verifier named: they say nothing
 	Before     *time.Time `json:"before,omitempty"` // by an anchor's word; nil without one
 	First      *time.Time `json:"first,omitempty"`  // by the ledger's own word
 	Last       *time.Time `json:"last,omitempty"`   // by the ledger's own word
 	Window     string     `json:"window,omitempty"` // what a holder of the ledger key could have rewritten
+
+	Ran *Ran `json:"ran,omitempty"` // what ran, derived from the records
 }
 
 // String tells the report in a few lines for a person.
@@ -156,7 +176,11 @@ func (r Report) String() string {
 	}
 	fmt.Fprintf(&b, "  signed by  %s\n", yes(r.Pinned, "the pinned key "+r.Key, "no key you pinned; inside the bundle: "+r.Key))
 	if len(r.AnchoredBy) == 0 {
-		b.WriteString("  anchored   not anchored: nobody but the ledger vouches for it\n")
+		b.WriteString("  anchored   not anchored: nobody but the ledger vouches for it")
+		if r.Strangers > 0 {
+			fmt.Fprintf(&b, "; %d anchors by nobody you named say nothing, see --policy and --rekor-key", r.Strangers)
+		}
+		b.WriteByte('\n')
 	} else {
 		fmt.Fprintf(&b, "  anchored   by %s\n", strings.Join(r.AnchoredBy, ", "))
 	}
@@ -174,6 +198,9 @@ func (r Report) String() string {
 	}
 	if r.Window != "" {
 		fmt.Fprintf(&b, "  window     %s\n", r.Window)
+	}
+	if r.Ran != nil {
+		b.WriteString(r.Ran.story())
 	}
 	return b.String()
 }

@@ -3,13 +3,17 @@ package evidence
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/pilox/vault"
 )
@@ -23,6 +27,17 @@ type Options struct {
 	// Since is a signed checkpoint that the verifier already holds. The bundle
 	// must continue it. Nil: nothing is known about rollback and split views.
 	Since []byte
+	// NewerThan refuses a bundle whose newest trusted time is not after it: that of a
+	// witness of Policy, else that of its last record. Zero: any age.
+	NewerThan time.Time
+	// NewerThanSize refuses a checkpoint of at most so many records. Zero: any.
+	NewerThanSize uint64
+	// Policy is a witness policy, C2SP tlog-policy: its quorum must have signed. Its
+	// log keys count as Keys. Nil: cosignatures are counted and say nothing.
+	Policy []byte
+	// RekorKeys are verifier keys of Rekor v2 logs, NAME+HASH+KEY; an entry of one
+	// of them must be there. Nil: entries are counted and say nothing.
+	RekorKeys []string
 	// Run is the run that was asked for. Empty: any.
 	Run vault.TaskID
 }
@@ -31,6 +46,19 @@ type Options struct {
 // sense and for reading; everything about the bundle is in the report.
 func Verify(r io.ReaderAt, size int64, o Options) (Report, error) {
 	v := verifier{r: r, opts: o}
+	if o.Policy != nil {
+		var err error
+		if v.policy, err = ParseWitnessPolicy(o.Policy); err != nil {
+			return Report{}, fmt.Errorf("verify: %w", err)
+		}
+		o.Keys = slices.Concat(o.Keys, v.policy.Logs)
+		v.opts.Keys = o.Keys
+	}
+	for _, k := range o.RekorKeys {
+		if _, err := note.NewVerifier(k); err != nil {
+			return Report{}, fmt.Errorf("verify: Rekor key %q: want NAME+HASH+KEY: %w", k, err)
+		}
+	}
 	if o.Since != nil {
 		var err error
 		if v.since, err = unverifiedCheckpoint(o.Since); err != nil {
@@ -42,6 +70,7 @@ func Verify(r io.ReaderAt, size int64, o Options) (Report, error) {
 			}
 		}
 	}
+	v.rep.AnchoredBy = []string{}
 	err := v.run(size)
 	if f, ok := errors.AsType[*finding](err); ok {
 		v.rep.Problem, v.rep.Detail, v.rep.Record = f.problem, f.detail, f.record
@@ -51,7 +80,6 @@ func Verify(r io.ReaderAt, size int64, o Options) (Report, error) {
 		v.rep.Problem = ProblemNone
 	}
 	v.rep.Exit = v.rep.Problem.Exit()
-	v.rep.AnchoredBy = []string{}
 	return v.rep, nil
 }
 
@@ -89,6 +117,11 @@ type verifier struct {
 	next  *Disclosure
 	bad   error // first wrong disclosure
 	rep   Report
+
+	policy *WitnessPolicy // nil: none given
+	ran    *ran
+	last   uint64    // index of the last record
+	newest time.Time // that a trusted witness stated for the checkpoint itself
 }
 
 func (v *verifier) run(size int64) error {
@@ -151,10 +184,11 @@ func (v *verifier) manifest(list []zipFile) error {
 	} else {
 		want = append(want, fileHashes)
 	}
-	if slices.ContainsFunc(list, func(f zipFile) bool { return f.name == fileConsistency }) {
-		want = append(want, fileConsistency)
-	}
+	want = append(want, v.optional(list, fileConsistency)...)
 	want = append(want, fileDisclosures)
+	want = append(want, v.optional(list, fileAnchors)...)
+	want = append(want, v.optional(list, fileWitnesses)...)
+	want = append(want, fileStatement)
 	if len(list) != len(want)+1 || len(m.Files) != len(want) {
 		return found(ProblemMalformed, "want exactly the files %s", strings.Join(want, ", "))
 	}
@@ -168,6 +202,14 @@ func (v *verifier) manifest(list []zipFile) error {
 		return err
 	} else if string(b) != readme {
 		return found(ProblemMalformed, "file %s: not the one of version 1", fileReadme)
+	}
+	return nil
+}
+
+// optional returns the name if there is a file of it.
+func (*verifier) optional(list []zipFile, name string) []string {
+	if slices.ContainsFunc(list, func(f zipFile) bool { return f.name == name }) {
+		return []string{name}
 	}
 	return nil
 }
@@ -209,6 +251,7 @@ func (v *verifier) contents() error {
 	if v.man.Log != v.cp.Origin || v.man.Size != v.cp.Size {
 		return found(ProblemMalformed, "%s: not of this checkpoint", fileManifest)
 	}
+	v.ran = newRan(v.man.Scope, v.cp.Origin, v.man.Run)
 	v.opens = v.lines(fileDisclosures)
 	if err := v.nextDisclosure(); err != nil {
 		return err
@@ -233,7 +276,17 @@ func (v *verifier) contents() error {
 	if signer != nil && !v.rep.Pinned && len(v.opts.Keys) > 0 {
 		return signer
 	}
+	if e := v.statement(); e != nil {
+		v.rep.Intact, v.rep.Complete = false, false
+		return e
+	}
 	if e := v.history(); e != nil {
+		return e
+	}
+	if e := v.anchors(); e != nil {
+		return e
+	}
+	if e := v.newEnough(); e != nil {
 		return e
 	}
 	if v.opts.Run != "" && v.man.Scope == ScopeRun && v.man.Run != v.opts.Run {
@@ -281,6 +334,59 @@ func (v *verifier) checkpoint() error {
 		return found(ProblemAltered, "checkpoint: %v", err)
 	}
 	return answer
+}
+
+// statement derives what ran from the records and wants the bytes of the bundle's
+// own statement, so nothing in it has to be believed.
+func (v *verifier) statement() error {
+	f := v.files[fileStatement]
+	if f.size > maxStatement {
+		return found(ProblemMalformed, "file %s: %d bytes, more than %d", fileStatement, f.size, maxStatement)
+	}
+	b := make([]byte, f.size)
+	if err := readAt(v.r, b, f.offset); err != nil {
+		return err
+	}
+	var e Envelope
+	if err := decodeLine(b, &e); err != nil {
+		return found(ProblemMalformed, "%s: %v", fileStatement, err)
+	}
+	want, err := v.ran.payload(v.cp)
+	if err != nil {
+		return found(ProblemMalformed, "%s: %v", fileStatement, err)
+	}
+	signed := verifyStatement(v.rep.Key, &e)
+	if e.PayloadType != payloadType || !bytes.Equal(e.Payload, want) {
+		// Without its last records and their proofs a run looks open. The statement of
+		// the export tells that from one that was.
+		var s Statement
+		if signed == nil && json.Unmarshal(e.Payload, &s) == nil && s.Predicate.Run == v.man.Run && s.Predicate.Records > v.ran.Records {
+			return found(ProblemTruncated, "%d records, the ledger exported %d", v.ran.Records, s.Predicate.Records)
+		}
+		return found(ProblemStatement, "the records say otherwise than %s: %s", fileStatement, differs(e.Payload, want))
+	}
+	if signed != nil {
+		return found(ProblemStatement, "%s: %v", fileStatement, signed)
+	}
+	ran := v.ran.Ran
+	v.rep.Ran = &ran
+	return nil
+}
+
+// differs names the first members of a predicate that are not as derived.
+func differs(got, want []byte) string {
+	var g, w struct {
+		Predicate map[string]json.RawMessage `json:"predicate"`
+	}
+	if json.Unmarshal(got, &g) != nil || json.Unmarshal(want, &w) != nil {
+		return "not a statement"
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.Predicate)) {
+		if !bytes.Equal(g.Predicate[name], w.Predicate[name]) {
+			return name
+		}
+	}
+	return "its form"
 }
 
 // history relates the checkpoint to the one the verifier holds.
@@ -336,6 +442,7 @@ func (v *verifier) disclosed(l *Leaf) error {
 	for v.next != nil && v.next.Index == l.Index {
 		if err := v.next.Verify(l); err == nil {
 			v.rep.Disclosed++
+			v.ran.open(v.next)
 		} else if v.bad == nil {
 			v.bad = foundAt(ProblemDisclosure, l.Index, "field %s: %v", v.next.Field, err)
 		}
@@ -369,6 +476,7 @@ func (v *verifier) nextDisclosure() error {
 // seen takes a record that is right into the report.
 func (v *verifier) seen(l *Leaf) {
 	v.rep.Records++
+	v.last = l.Index
 	t := l.Time
 	if v.rep.First == nil {
 		v.rep.First, v.rep.Last = new(time.Time), new(time.Time)

@@ -50,6 +50,7 @@ func (v *verifier) runScope() error {
 		case closed:
 			return foundAt(ProblemMalformed, l.Index, "a record after the run was closed")
 		}
+		v.ran.add(l, h)
 		prev = h
 		closed = l.Class == vault.ClassTask && l.Phase == vault.PhaseClosed
 		if err := v.disclosed(l); err != nil {
@@ -172,6 +173,7 @@ func (v *verifier) logScope() error {
 		if !run.follow(l, want) {
 			return foundAt(ProblemAltered, i, "it does not follow the record before it in its run")
 		}
+		v.ran.add(l, want)
 		if v.next != nil {
 			if err := v.disclosed(l); err != nil {
 				return err

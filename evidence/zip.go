@@ -27,7 +27,7 @@ const (
 	zipDirLen   = 46
 	zipEndLen   = 22
 	// maxZipFiles is the number of names a bundle can have.
-	maxZipFiles = 8
+	maxZipFiles = 11
 	// maxZipName is longer than any of them.
 	maxZipName = 32
 	// zipDate is 1 January 1980, the earliest date a zip can say.

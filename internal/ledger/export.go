@@ -32,6 +32,9 @@ func (l *Ledger) ExportRun(ctx context.Context, w io.Writer, run vault.TaskID, o
 	}
 	entries := func() iter.Seq2[evidence.Entry, error] { return l.entries(ctx, 0, cp.Size, run) }
 	b := l.bundle(ctx, entries, note, o)
+	if b.Anchors, err = l.anchors(ctx, cp); err != nil {
+		return fmt.Errorf("export run %s: %w", run, err)
+	}
 	b.Scope, b.Run = evidence.ScopeRun, run
 	if b.Count, err = count(entries()); err != nil {
 		return fmt.Errorf("export run %s: %w", run, err)
@@ -76,6 +79,9 @@ func (l *Ledger) ExportAll(ctx context.Context, w io.Writer, o ExportOptions) er
 	}
 	entries := func() iter.Seq2[evidence.Entry, error] { return l.entries(ctx, 0, cp.Size, "") }
 	b := l.bundle(ctx, entries, note, o)
+	if b.Anchors, err = l.anchors(ctx, cp); err != nil {
+		return fmt.Errorf("export ledger: %w", err)
+	}
 	b.Scope, b.Count = evidence.ScopeLog, cp.Size
 	b.Hashes = func(yield func(vault.Digest) error) error {
 		const step = 1024
@@ -110,7 +116,12 @@ func (l *Ledger) fresh(ctx context.Context) ([]byte, evidence.Checkpoint, error)
 
 // bundle fills in what the scopes share.
 func (l *Ledger) bundle(ctx context.Context, entries func() iter.Seq2[evidence.Entry, error], note []byte, o ExportOptions) *evidence.Bundle {
-	b := &evidence.Bundle{Checkpoint: note, Keys: []string{l.verifier}}
+	b := &evidence.Bundle{
+		Checkpoint: note, Keys: []string{l.verifier}, Witnesses: l.cfg.Witnesses,
+		Sign: func(payload []byte) (evidence.EnvelopeSignature, error) {
+			return evidence.SignStatement(l.cfg.Origin, l.cfg.Key, payload)
+		},
+	}
 	b.Leaves = func(w *evidence.LeafWriter) error {
 		for e, err := range entries() {
 			if err != nil {
@@ -136,6 +147,35 @@ func (l *Ledger) bundle(ctx context.Context, entries func() iter.Seq2[evidence.E
 		}
 	}
 	return b
+}
+
+// anchors returns what others vouch for, each with the proof that cp continues it.
+func (l *Ledger) anchors(ctx context.Context, cp evidence.Checkpoint) ([]evidence.Anchor, error) {
+	if l.cfg.Anchors == nil {
+		return nil, nil
+	}
+	list, err := l.cfg.Anchors(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("anchors: %w", err)
+	}
+	var out []evidence.Anchor
+	for _, a := range list {
+		old, _, err := evidence.OpenCheckpoint([]byte(a.Checkpoint), l.verifier)
+		if err != nil {
+			return nil, fmt.Errorf("anchors: %w", err)
+		}
+		if old.Size > cp.Size || old.Size == 0 {
+			continue // of a moment after this export began
+		}
+		a.Path = []vault.Digest{}
+		if old.Size < cp.Size {
+			if a.Path, err = l.prover(cp.Size).consistency(ctx, old.Size); err != nil {
+				return nil, fmt.Errorf("anchors: %w", err)
+			}
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 // disclose opens what can be opened of one record.

@@ -65,6 +65,11 @@ type Config struct {
 	Key crypto.Signer
 	// Keys holds the keys of sensitive fields, outside the store. Required.
 	Keys Keys
+	// Anchors returns what others vouch for, the newest few of each kind, for the
+	// bundles; the paths are filled in here. Nil: nobody does.
+	Anchors func(context.Context) ([]evidence.Anchor, error)
+	// Witnesses is the ledger's witness policy, which bundles carry as a hint. Nil: none.
+	Witnesses []byte
 	// CheckpointFile keeps the last signed checkpoint, outside the store, so that
 	// a store from an older day is noticed. Required.
 	CheckpointFile string
