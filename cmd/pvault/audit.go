@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -121,7 +122,7 @@ func (a *app) auditProve() *cobra.Command {
 }
 
 func (a *app) auditExport() *cobra.Command {
-	var run, out string
+	var run, out, since string
 	var disclose bool
 	c := &cobra.Command{
 		Use:   "export --output FILE",
@@ -134,12 +135,20 @@ commitments unless --disclose is given.`,
 			if out == "" {
 				return usage{errors.New("say where to: --output FILE")}
 			}
+			var from uint64
+			if since != "" {
+				cp, err := a.checkpointSize(since)
+				if err != nil {
+					return err
+				}
+				from = cp
+			}
 			client, _, err := a.client()
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			b, err := client.Export(cmd.Context(), vault.TaskID(run), disclose)
+			b, err := client.Export(cmd.Context(), vault.TaskID(run), disclose, from)
 			if err != nil {
 				return err
 			}
@@ -155,38 +164,50 @@ commitments unless --disclose is given.`,
 	f.StringVar(&run, "run", "", "task whose run to export; empty means the whole ledger")
 	f.StringVarP(&out, "output", "o", "", "file to write")
 	f.BoolVar(&disclose, "disclose", false, "open the sensitive fields")
+	f.StringVar(&since, "since", "", "file with a checkpoint the verifier holds, or its size: adds the proof that the ledger continues it")
 	return c
 }
 
 func (a *app) auditVerify() *cobra.Command {
-	var keys []string
-	var since, run string
+	var keys, rekor []string
+	var since, run, policy, newer string
 	c := &cobra.Command{
 		Use:   "verify BUNDLE",
 		Short: "Verify a bundle offline, against a key you hold",
 		Long: `Verify an evidence bundle. Nothing is asked of any daemon or network. The questions
-are answered separately: intact? complete? anchored by whom? before when?
+are answered separately: intact? complete? anchored by whom? before when? Then it
+tells what ran, and how much of the ledger nobody outside has seen.
 
 Exit codes: 0 intact and complete under the pinned key; 10 altered record; 11 dropped;
-12 swapped; 13 truncated; 14 disclosed value differs; 15 malformed; 20 wrong key;
-21 no key pinned; 30 rollback; 31 split view; 32 unrelated to --since; 33 another
-run; 40 the run is still open; 1 not read; 2 usage.`,
+12 swapped; 13 truncated; 14 disclosed value differs; 15 malformed; 16 the statement
+of what ran differs from the records; 20 wrong key; 21 no key pinned; 22 the quorum of
+--policy has not signed; 23 no entry under --rekor-key; 30 rollback; 31 split view;
+32 unrelated to --since; 33 another run; 34 not --newer-than; 40 the run is still open;
+1 not read; 2 usage.`,
 		Example: example("pvault audit verify run.zip --key vault.internal/default+0b1c2d3e+AT…", "pvault audit verify log.zip --key @ledger.key --since last-checkpoint.txt"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o := evidence.Options{Run: vault.TaskID(run)}
-			for _, k := range keys {
-				if path, ok := strings.CutPrefix(k, "@"); ok {
-					b, err := a.readFile(path, 4096)
-					if err != nil {
-						return fmt.Errorf("read key: %w", err)
-					}
-					k = strings.TrimSpace(string(b))
+			var err error
+			if o.Keys, err = a.readKeys(keys); err != nil {
+				return err
+			}
+			if o.RekorKeys, err = a.readKeys(rekor); err != nil {
+				return err
+			}
+			if policy != "" {
+				if o.Policy, err = a.readFile(policy, evidence.MaxPolicy); err != nil {
+					return fmt.Errorf("read witness policy: %w", err)
 				}
-				o.Keys = append(o.Keys, k)
+			}
+			if newer != "" {
+				if o.NewerThanSize, err = strconv.ParseUint(newer, 10, 64); err != nil {
+					if o.NewerThan, err = time.Parse(time.RFC3339, newer); err != nil {
+						return usage{fmt.Errorf("--newer-than %q: want a time like 2026-11-27T18:00:00Z or a number of records", newer)}
+					}
+				}
 			}
 			if since != "" {
-				var err error
 				if o.Since, err = a.readFile(since, evidence.MaxCheckpoint); err != nil {
 					return fmt.Errorf("read checkpoint: %w", err)
 				}
@@ -208,7 +229,44 @@ run; 40 the run is still open; 1 not read; 2 usage.`,
 	f.StringArrayVar(&keys, "key", nil, "verifier key of the ledger, NAME+HASH+KEY, or @FILE; repeat for a successor")
 	f.StringVar(&since, "since", "", "file with a checkpoint you already hold: detects rollback and rewritten history")
 	f.StringVar(&run, "run", "", "the run that you asked for")
+	f.StringVar(&newer, "newer-than", "", "time, or number of records, that it must be newer than: detects a replayed bundle")
+	f.StringVar(&policy, "policy", "", "file with your witness policy (C2SP tlog-policy): its quorum must have signed")
+	f.StringArrayVar(&rekor, "rekor-key", nil, "verifier key of a Rekor v2 log, NAME+HASH+KEY, or @FILE: an entry there must exist")
 	return c
+}
+
+// readKeys replaces @FILE by what the file holds.
+func (a *app) readKeys(list []string) ([]string, error) {
+	var keys []string
+	for _, k := range list {
+		if path, ok := strings.CutPrefix(k, "@"); ok {
+			b, err := a.readFile(path, 4096)
+			if err != nil {
+				return nil, fmt.Errorf("read key: %w", err)
+			}
+			k = strings.TrimSpace(string(b))
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
+// checkpointSize reads a number of records, or a file with a checkpoint of so many.
+// Who signed it does not matter here: it only says which proof to ask for.
+func (a *app) checkpointSize(since string) (uint64, error) {
+	if n, err := strconv.ParseUint(since, 10, 64); err == nil {
+		return n, nil
+	}
+	b, err := a.readFile(since, evidence.MaxCheckpoint)
+	if err != nil {
+		return 0, fmt.Errorf("read checkpoint: %w", err)
+	}
+	text, _, _ := strings.Cut(string(b), "\n\n")
+	cp, err := evidence.ParseCheckpoint(text + "\n")
+	if err != nil {
+		return 0, err
+	}
+	return cp.Size, nil
 }
 
 func verifyFile(path string, o evidence.Options) (evidence.Report, error) {

@@ -217,7 +217,7 @@ type Backend interface {
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)
-	Export(ctx context.Context, run vault.TaskID, disclose bool, w io.Writer) error
+	Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64, w io.Writer) error
 
 	// Approver returns the public key of an approver by name.
 	Approver(name string) (key []byte, ok bool)

@@ -135,7 +135,15 @@ func (s *API) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
 		out := &lateWriter{w: w}
-		if err := b.Export(r.Context(), vault.TaskID(q.Get("run")), q.Has("disclose"), out); err != nil {
+		var since uint64
+		if text := q.Get("since"); text != "" {
+			var err error
+			if since, err = strconv.ParseUint(text, 10, 64); err != nil {
+				s.fail(w, r, &Error{Code: "invalid", Message: "since: want a number of records"})
+				return
+			}
+		}
+		if err := b.Export(r.Context(), vault.TaskID(q.Get("run")), q.Has("disclose"), since, out); err != nil {
 			if out.started {
 				panic(http.ErrAbortHandler) // half a bundle must not look like a whole one
 			}

@@ -287,14 +287,18 @@ func (c *Client) Prove(ctx context.Context, index uint64) ([]byte, error) {
 	return c.raw(ctx, "/v1/events/"+strconv.FormatUint(index, 10)+"/proof")
 }
 
-// Export returns the evidence bundle of a run, or of the whole log.
-func (c *Client) Export(ctx context.Context, run vault.TaskID, disclose bool) ([]byte, error) {
+// Export returns the evidence bundle of a run, or of the whole log. A since above
+// zero adds the proof that the ledger continues its first since records.
+func (c *Client) Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64) ([]byte, error) {
 	q := url.Values{}
 	if run != "" {
 		q.Set("run", string(run))
 	}
 	if disclose {
 		q.Set("disclose", "")
+	}
+	if since > 0 {
+		q.Set("since", strconv.FormatUint(since, 10))
 	}
 	return c.raw(ctx, "/v1/export?"+q.Encode())
 }

@@ -394,8 +394,8 @@ func (b backend) Prove(ctx context.Context, index uint64) ([]byte, error) {
 }
 
 // Export writes a bundle.
-func (b backend) Export(ctx context.Context, run vault.TaskID, disclose bool, w io.Writer) error {
-	o := ledger.ExportOptions{Disclose: disclose}
+func (b backend) Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64, w io.Writer) error {
+	o := ledger.ExportOptions{Disclose: disclose, Since: since}
 	if run == "" {
 		return b.d.ledger.ExportAll(ctx, w, o)
 	}
