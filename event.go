@@ -56,7 +56,7 @@ type Field struct {
 func FieldsOf(c Class) []string { return classFields[c] }
 
 var classFields = map[Class][]string{
-	ClassCall:       {"args", "caller", "note", "result", "target"},
+	ClassCall:       {"args", "caller", "context", "note", "result", "target"},
 	ClassTask:       {"agent", "by", "capability", "inputs", "principal", "purpose"},
 	ClassApproval:   {"answer", "approver", "question"},
 	ClassRevocation: {"by", "note", "what"},

@@ -108,7 +108,7 @@ func TestLeafGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"any_args":false,"call_id":"c-0123456789abcdefghjkmnpqrs","class":"call","debits":[{"amount":1,"counter":"link/calls","kept":true,"limit":50,"unit":"calls"}],"epoch":2,"fields":{"n":5,"root":"0500000000000000000000000000000000000000000000000000000000000000"},"grade":"B","idx":41,"intent_idx":null,"kind":"tool","log":"vault.test/log/1","phase":"intent","policy":"0700000000000000000000000000000000000000000000000000000000000000","prev_run_leaf":"0900000000000000000000000000000000000000000000000000000000000000","proof":"session","reason":"","refund":false,"run":"t-0123456789abcdefghjkmnpqrs","run_seq":3,"same_uid":false,"server":"0100000000000000000000000000000000000000000000000000000000000000","tool":"read_file","ts":"2026-03-04T05:06:07.000089Z","v":1,"verdict":"allow"}`
+	const want = `{"any_args":false,"call_id":"c-0123456789abcdefghjkmnpqrs","class":"call","debits":[{"amount":1,"counter":"link/calls","kept":true,"limit":50,"unit":"calls"}],"epoch":2,"fields":{"n":6,"root":"0500000000000000000000000000000000000000000000000000000000000000"},"grade":"B","idx":41,"intent_idx":null,"kind":"tool","log":"vault.test/log/1","phase":"intent","policy":"0700000000000000000000000000000000000000000000000000000000000000","prev_run_leaf":"0900000000000000000000000000000000000000000000000000000000000000","proof":"session","reason":"","refund":false,"run":"t-0123456789abcdefghjkmnpqrs","run_seq":3,"same_uid":false,"server":"0100000000000000000000000000000000000000000000000000000000000000","tool":"read_file","ts":"2026-03-04T05:06:07.000089Z","v":1,"verdict":"allow"}`
 	if string(b) != want {
 		t.Fatalf("the leaf format changed; that is a new version, not an edit:\n got %s\nwant %s", b, want)
 	}
@@ -139,7 +139,7 @@ func TestParseLeafRefusesWhatItWouldNotWrite(t *testing.T) {
 		"a verdict nobody gives":            {`"allow"`, `"maybe"`},
 		"an unknown member":                 {`"any_args"`, `"any":1,"any_args"`},
 		"another version":                   {`"v":1`, `"v":2`},
-		"another number of fields":          {`"n":5`, `"n":4`},
+		"another number of fields":          {`"n":6`, `"n":4`},
 		"an unknown class":                  {`"class":"call"`, `"class":"kall"`},
 		"an unknown phase":                  {`"intent","policy"`, `"indent","policy"`},
 		"a day that does not exist":         {`2026-03-04`, `2026-02-30`},

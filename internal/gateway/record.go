@@ -31,7 +31,7 @@ func intentEvent(f *vault.Facts, d decided, debits []vault.Debit) *vault.Event {
 	e := event(f, vault.PhaseIntent, d.policy)
 	e.Verdict = vault.Allow
 	e.Debits = debits
-	e.Fields = []vault.Field{{Name: "args", Value: f.Call.Args.Bytes()}, {Name: "caller", Value: []byte(f.Call.Agent)}}
+	e.Fields = append([]vault.Field{{Name: "args", Value: f.Call.Args.Bytes()}, {Name: "caller", Value: []byte(f.Call.Agent)}}, contextField(f, d.policy)...)
 	reasons := d.decision.Reasons
 	for _, o := range d.decision.Obligations {
 		if o.Type == vault.ObligeNotify {
@@ -43,6 +43,19 @@ func intentEvent(f *vault.Facts, d decided, debits []vault.Debit) *vault.Event {
 		e.Fields = append(e.Fields, vault.Field{Name: "note", Value: note(reasons)})
 	}
 	return e
+}
+
+// contextField is what the operator's rules saw beside the call. It is on record
+// where there are rules, so that others can be tried on what happened.
+func contextField(f *vault.Facts, policy vault.Digest) []vault.Field {
+	if policy.IsZero() || f.Tool.Name == "" {
+		return nil
+	}
+	b, err := f.Context()
+	if err != nil {
+		return nil // a record without it says less and is no less true
+	}
+	return []vault.Field{{Name: "context", Value: b}}
 }
 
 func releasedEvent(f *vault.Facts, intent vault.Receipt) *vault.Event {
@@ -57,11 +70,11 @@ func (g *Gateway) recordAsked(ctx context.Context, f *vault.Facts, d decided, q 
 	e := event(f, vault.PhaseAsked, d.policy)
 	e.Verdict = vault.Ask
 	e.Reason = d.decision.Reason().Code
-	e.Fields = []vault.Field{
+	e.Fields = append([]vault.Field{
 		{Name: "args", Value: f.Call.Args.Bytes()},
 		{Name: "caller", Value: []byte(f.Call.Agent)},
 		{Name: "note", Value: note(append([]vault.Reason{{Code: vault.CodeApprovalRequired, Detail: q.ID}}, d.decision.Reasons...))},
-	}
+	}, contextField(f, d.policy)...)
 	if _, err := g.Recorder.Commit(ctx, e); err != nil {
 		return vault.NewDenial(vault.CodeLedger, "", fmt.Errorf("record question: %w", err))
 	}
@@ -134,17 +147,17 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 	if !ok {
 		return d
 	}
-	e := event(f, vault.PhaseRefused, vault.Digest{})
+	e := event(f, vault.PhaseRefused, g.Policy.Revision())
 	e.Reason = d.Reason.Code
 	reasons := []vault.Reason{d.Reason}
 	if missed > 0 {
 		reasons = append(reasons, vault.Reason{Code: vault.CodeBusy, Detail: fmt.Sprintf("%d refusals before this one are not on record one by one", missed)})
 	}
-	e.Fields = []vault.Field{
+	e.Fields = append([]vault.Field{
 		{Name: "args", Value: f.Call.Args.Bytes()},
 		{Name: "caller", Value: []byte(f.Call.Agent)},
 		{Name: "note", Value: note(reasons)},
-	}
+	}, contextField(f, e.Policy)...)
 	receipt, err := g.late(context.WithoutCancel(ctx), e, g.Recorder.Commit)
 	if err != nil {
 		g.Log.ErrorContext(ctx, "refusal not recorded", "call", f.Call.ID, "err", err)
