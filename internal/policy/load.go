@@ -42,6 +42,7 @@ type rules struct {
 	store        storage.Store
 	capabilities *ast.Capabilities
 	needs        needs
+	parsed       map[string]*ast.Module
 }
 
 func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error) {
@@ -86,10 +87,12 @@ func (f *file) String() string { return path.Join(f.bundle, f.path) }
 
 func (b Bundle) name() string { return cmp.Or(b.Name, b.Dir) }
 
-// read returns the files of the bundle that count. Test files (*_test.rego) and
-// hidden ones are left out; anything else with a meaning in other bundle formats
-// is refused, because leaving it out would leave out rules.
-func (b Bundle) read() ([]file, error) {
+// read returns the files of the bundle that count. Hidden files are left out, and
+// test files (*_test.rego) unless they are asked for; anything else with a meaning in
+// other bundle formats is refused, because leaving it out would leave out rules.
+func (b Bundle) read() ([]file, error) { return b.files(false) }
+
+func (b Bundle) files(tests bool) ([]file, error) {
 	switch {
 	case b.Dir == "":
 		return nil, errors.New("dir is missing")
@@ -110,7 +113,7 @@ func (b Bundle) read() ([]file, error) {
 			return err
 		}
 		base := d.Name()
-		if name == signaturesFile && b.Unsigned {
+		if name == signaturesFile && b.Unsigned && !b.ignoreSignature {
 			return errors.New(".signatures.json: the bundle is signed: name the key that signs it (signing: {keyid: …}) instead of unsigned: true")
 		}
 		if name != "." && strings.HasPrefix(base, ".") {
@@ -120,7 +123,7 @@ func (b Bundle) read() ([]file, error) {
 			return nil
 		}
 		switch {
-		case d.IsDir(), strings.HasSuffix(base, "_test.rego"):
+		case d.IsDir(), strings.HasSuffix(base, "_test.rego") && !tests:
 			return nil
 		case strings.HasSuffix(base, ".rego"), base == "data.json":
 		case base == "patch.json":
@@ -203,6 +206,10 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 			return nil, fmt.Errorf("%s: two bundles have the same name: give them different ones", f)
 		}
 		modules[f.String()] = m
+	}
+	r.parsed = make(map[string]*ast.Module, len(modules))
+	for name, m := range modules {
+		r.parsed[name] = m.Copy()
 	}
 	r.needs = needsOf(modules) // before the compiler rewrites the modules
 	r.store = inmem.NewFromObject(data)

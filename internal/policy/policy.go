@@ -60,6 +60,8 @@ type Bundle struct {
 	// Key must have signed the bundle: its .signatures.json lists every file that
 	// counts. Nil is fine only with Unsigned.
 	Key *Key
+
+	ignoreSignature bool // a signature that stands there is not asked for
 }
 
 // A Mode says what a hook's answer counts for.
