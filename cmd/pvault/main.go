@@ -132,7 +132,7 @@ Start with: pvault tour`,
 	root.AddCommand(
 		a.up(), a.tour(), a.status(), a.doctor(), a.initialise(),
 		a.server(), a.mcp(), a.call(), a.runCommand(), a.capability(),
-		a.approve(), a.audit(), a.bench(), a.benchStub(), a.schema(), a.store(), a.version(), a.probe(),
+		a.policy(), a.approve(), a.audit(), a.bench(), a.benchStub(), a.schema(), a.store(), a.version(), a.probe(),
 	)
 	wrapArgs(root)
 	return root

@@ -2,6 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -52,6 +57,7 @@ func TestScript(t *testing.T) {
 			"waitfor": waitFor,
 			"capture": capture,
 			"exits":   exits,
+			"keypair": keyPair,
 		},
 	})
 }
@@ -67,6 +73,21 @@ func buildEcho(t *testing.T) string {
 		t.Fatalf("build the server of the scripts: %v\n%s", err, out)
 	}
 	return bin
+}
+
+// keyPair writes NAME.key and NAME.pub, an ECDSA pair on P-256 in PEM.
+func keyPair(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: keypair NAME")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600))
 }
 
 // giveServer makes dir a directory that pvault server add can install from.

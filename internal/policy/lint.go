@@ -95,10 +95,10 @@ func unknownInput(modules map[string]*ast.Module) []Finding {
 			fields, known := inputFields[string(section)]
 			switch {
 			case !known:
-				out = append(out, Finding{"unknown-input", at, fmt.Sprintf("input.%s does not exist, so it is undefined for every call", section)})
+				out = append(out, Finding{"unknown-input", at, fmt.Sprintf("input.%s does not exist, so it is undefined for every call", string(section))})
 			case fields != nil && len(ref) > 2:
 				if f, ok := ref[2].Value.(ast.String); ok && !slices.Contains(fields, string(f)) {
-					out = append(out, Finding{"unknown-input", at, fmt.Sprintf("input.%s.%s does not exist, so it is undefined for every call", section, f)})
+					out = append(out, Finding{"unknown-input", at, fmt.Sprintf("input.%s.%s does not exist, so it is undefined for every call", string(section), string(f))})
 				}
 			}
 			return false

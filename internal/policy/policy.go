@@ -64,6 +64,13 @@ type Bundle struct {
 	ignoreSignature bool // a signature that stands there is not asked for
 }
 
+// OnTrial returns b without its signature, for rules that are tried and decide
+// nothing.
+func (b Bundle) OnTrial() Bundle {
+	b.Unsigned, b.Key, b.ignoreSignature = true, nil, true
+	return b
+}
+
 // A Mode says what a hook's answer counts for.
 type Mode string
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,7 +20,7 @@ type Suite struct {
 	Tests    []TestResult `json:"tests"`
 	Failed   int          `json:"failed"`
 	Coverage float64      `json:"coverage"` // percent of the lines of rules that the tests reached
-	Missed   []string     `json:"missed"`   // FILE:FIRST-LAST of those they did not
+	Missed   []string     `json:"missed"`   // FILE:LINE of those they did not
 }
 
 // A TestResult is one test rule.
@@ -82,12 +83,16 @@ func Test(ctx context.Context, dir string) (Suite, error) {
 	slices.SortFunc(s.Tests, func(a, b TestResult) int { return strings.Compare(a.Name, b.Name) })
 	report := seen.Report(rules)
 	s.Coverage = report.Coverage
-	for name, f := range report.Files {
-		for _, missed := range f.NotCovered {
-			s.Missed = append(s.Missed, fmt.Sprintf("%s:%d-%d", name, missed.Start.Row, missed.End.Row))
+	for _, name := range slices.Sorted(maps.Keys(report.Files)) {
+		last := 0
+		for _, missed := range report.Files[name].NotCovered {
+			if missed.Start.Row == last {
+				continue // several expressions of one line
+			}
+			last = missed.Start.Row
+			s.Missed = append(s.Missed, fmt.Sprintf("%s:%d", name, last))
 		}
 	}
-	slices.Sort(s.Missed)
 	if len(s.Tests) == 0 {
 		return s, errors.New("no rule named test_… in a *_test.rego file")
 	}
