@@ -291,3 +291,33 @@ func swap(lines []string, i, j int) []string {
 	lines[i], lines[j] = strings.TrimSuffix(lines[j], "\n"), strings.TrimSuffix(lines[i], "\n")
 	return lines
 }
+
+// dropDisclosuresFrom withholds the fields of the records from index from on.
+func (c *content) dropDisclosuresFrom(from uint64) {
+	var keep []string
+	for _, l := range c.lines(fileDisclosures) {
+		var d Disclosure
+		if err := decodeLine([]byte(l), &d); err == nil && d.Index < from {
+			keep = append(keep, l)
+		}
+	}
+	c.setLines(fileDisclosures, keep)
+}
+
+// restate changes the statement, whose signature the attacker cannot mend.
+func (c *content) restate(t testing.TB, change func(string) string) {
+	t.Helper()
+	var e Envelope
+	if err := decodeLine([]byte(c.text[fileStatement]), &e); err != nil {
+		t.Fatal(err)
+	}
+	was := string(e.Payload)
+	if e.Payload = []byte(change(was)); string(e.Payload) == was {
+		t.Fatal("nothing was changed, so this shows nothing: ", was)
+	}
+	text, err := encodeLine(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.text[fileStatement] = string(text)
+}

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -10,14 +11,16 @@ import (
 	"github.com/pilox/vault"
 )
 
-func TestSoundBundles(t *testing.T) {
-	b := filled(t)
+// A soundRow is a bundle that nobody changed.
+type soundRow struct {
+	bundle []byte
+	o      Options
+	want   Problem
+}
+
+func soundRows(b *book) map[string]soundRow {
 	pinned := Options{Keys: []string{b.key}}
-	for name, tc := range map[string]struct {
-		bundle []byte
-		o      Options
-		want   Problem
-	}{
+	return map[string]soundRow{
 		"a closed run with the pinned key is ok":       {b.bundle("t-a", 0), pinned, ProblemNone},
 		"a whole ledger with the pinned key is ok":     {b.bundle("", 0), pinned, ProblemNone},
 		"an open run is incomplete":                    {b.bundle("t-b", 0), pinned, ProblemIncomplete},
@@ -32,7 +35,12 @@ func TestSoundBundles(t *testing.T) {
 		"a checkpoint of the same size":                {b.bundle("t-a", 0), Options{Keys: pinned.Keys, Since: b.checkpoint(len(b.leaves), "log")}, ProblemNone},
 		"a checkpoint it has no proof for":             {b.bundle("t-a", 0), Options{Keys: pinned.Keys, Since: b.checkpoint(6, "log")}, ProblemUnrelated},
 		"a checkpoint its proof is not for":            {b.bundle("t-a", 5), Options{Keys: pinned.Keys, Since: b.checkpoint(6, "log")}, ProblemUnrelated},
-	} {
+	}
+}
+
+func TestSoundBundles(t *testing.T) {
+	b := filled(t)
+	for name, tc := range soundRows(b) {
 		t.Run(name, func(t *testing.T) {
 			r := verify(t, tc.bundle, tc.o)
 			if r.Problem != tc.want {
@@ -49,18 +57,18 @@ func TestSoundBundles(t *testing.T) {
 	unpack(t, b.bundle("", 0)) // any zip reader can
 }
 
-// TestMutations is the promise of the package: every change is noticed, told
-// apart, and the record named. Each row is done by somebody who knows the format
-// and mends every digest that is not signed.
-func TestMutations(t *testing.T) {
+// A mutationRow is a bundle that somebody changed who knows the format and mends
+// every digest that is not signed.
+type mutationRow struct {
+	run    vault.TaskID
+	change func(*content)
+	want   Problem
+	record *uint64
+}
+
+func mutationRows(t testing.TB, b *book) map[string]mutationRow {
 	at := func(i uint64) *uint64 { return &i }
-	b := filled(t)
-	for name, tc := range map[string]struct {
-		run    vault.TaskID
-		change func(*content)
-		want   Problem
-		record *uint64
-	}{
+	return map[string]mutationRow{
 		"run: a record edited": {"t-a", func(c *content) {
 			c.text[fileLeaves] = strings.Replace(c.text[fileLeaves], `"idx":5,`+`"intent_idx":null,"kind":"tool"`, `"idx":5,"intent_idx":null,"kind":"file"`, 1)
 		}, ProblemAltered, at(5)},
@@ -97,6 +105,28 @@ func TestMutations(t *testing.T) {
 		"run: a proof changed": {"t-a", func(c *content) {
 			c.text[fileProofs] = strings.Replace(c.text[fileProofs], `"path":["`, `"path":["0`, 1)
 		}, ProblemMalformed, nil},
+		"run: the closing record and its proof dropped": {"t-a", func(c *content) {
+			l, p := c.lines(fileLeaves), c.lines(fileProofs)
+			c.setLines(fileLeaves, l[:len(l)-1])
+			c.setLines(fileProofs, p[:len(p)-1])
+			c.dropDisclosuresFrom(15)
+		}, ProblemTruncated, nil},
+		"run: the statement lies about the grade": {"t-a", func(c *content) {
+			c.restate(t, func(p string) string { return strings.Replace(p, `"grades":{"none":4}`, `"grades":{"A":4}`, 1) })
+		}, ProblemStatement, nil},
+		"run: the statement hides a tool": {"t-a", func(c *content) {
+			c.restate(t, func(p string) string { return strings.Replace(p, "read_file", "send_file", 1) })
+		}, ProblemStatement, nil},
+		"run: the statement names another principal": {"t-a", func(c *content) {
+			c.restate(t, func(p string) string { return strings.Replace(p, "principal of", "another one of", 1) })
+		}, ProblemStatement, nil},
+		"run: the statement is signed by nobody": {"t-a", func(c *content) {
+			c.text[fileStatement] = regexp.MustCompile(`"signatures":.*`).ReplaceAllString(c.text[fileStatement], `"signatures":[]}`)
+		}, ProblemStatement, nil},
+		"run: the statement has a member twice": {"t-a", func(c *content) {
+			c.text[fileStatement] = strings.Replace(c.text[fileStatement], `{"payload":`, `{"payload":"","payload":`, 1)
+		}, ProblemMalformed, nil},
+		"run: a disclosure dropped":        {"t-a", func(c *content) { c.setLines(fileDisclosures, drop(c.lines(fileDisclosures), 0)) }, ProblemStatement, nil},
 		"run: nothing left":                {"t-a", func(c *content) { c.text[fileLeaves], c.text[fileProofs] = "", "" }, ProblemTruncated, nil},
 		"run: the text for people changed": {"t-a", func(c *content) { c.text[fileReadme] = "trust me" }, ProblemMalformed, nil},
 
@@ -124,7 +154,14 @@ func TestMutations(t *testing.T) {
 		"log: a record twice":          {"", func(c *content) { l := c.lines(fileLeaves); c.setLines(fileLeaves, append(l, l[0])) }, ProblemMalformed, nil},
 		"log: signed with another key": {"", func(c *content) { resign(t, b, c) }, ProblemWrongKey, nil},
 		"log: only a hash edited":      {"", func(c *content) { c.text[fileHashes] = "x" + c.text[fileHashes][1:] }, ProblemAltered, nil},
-	} {
+	}
+}
+
+// TestMutations is the promise of the package: every change is noticed, told
+// apart, and the record named.
+func TestMutations(t *testing.T) {
+	b := filled(t)
+	for name, tc := range mutationRows(t, b) {
 		t.Run(name, func(t *testing.T) {
 			c := unpack(t, b.bundle(tc.run, 0))
 			tc.change(c)
@@ -239,7 +276,7 @@ func TestExitCodesAreDistinct(t *testing.T) {
 	seen := map[int]Problem{1: "", 2: ""}
 	for _, p := range []Problem{
 		ProblemNone, ProblemAltered, ProblemDropped, ProblemSwapped, ProblemTruncated, ProblemDisclosure, ProblemMalformed,
-		ProblemWrongKey, ProblemUnpinned, ProblemRollback, ProblemSplitView, ProblemUnrelated, ProblemOtherRun, ProblemIncomplete,
+		ProblemStatement, ProblemUnwitnessed, ProblemUnanchored, ProblemStale, ProblemWrongKey, ProblemUnpinned, ProblemRollback, ProblemSplitView, ProblemUnrelated, ProblemOtherRun, ProblemIncomplete,
 	} {
 		if was, ok := seen[p.Exit()]; ok {
 			t.Errorf("%s and %s exit %d", p, was, p.Exit())
