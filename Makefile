@@ -1,5 +1,6 @@
 # make            everything a change must pass
 # make build      the binary, ./bin/pvault
+# make verify-page  the offline verifier for a browser, ./dist/verify/index.html
 # make test       the tests with the race detector, real servers included; the process
 #                 jail without it, since each jail starts a program built for races anew
 # make test-long  what takes longer than CI allows: 10,000 kills, fuzzing, soak
@@ -19,6 +20,9 @@ depaware:
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o bin/pvault ./cmd/pvault
+
+verify-page:
+	go run ./contrib/verify-page/build -o dist/verify
 
 lint:
 	go vet ./...
@@ -49,4 +53,4 @@ update:
 	UPDATE=1 go test ./...
 	$(TOOL) depaware --update ./cmd/pvault
 
-.PHONY: check depaware build lint test test-long fuzz bench fix update
+.PHONY: check depaware build verify-page lint test test-long fuzz bench fix update

@@ -135,7 +135,7 @@ type Report struct {
 	Before     *time.Time `json:"before,omitempty"` // by an anchor's word; nil without one
 	First      *time.Time `json:"first,omitempty"`  // by the ledger's own word
 	Last       *time.Time `json:"last,omitempty"`   // by the ledger's own word
-	Window     string     `json:"window,omitempty"` // what a holder of the ledger key could have rewritten
+	Window     string     `json:"window,omitempty"` // what a holder of the ledger key could have rewritten; empty if that was not reached
 
 	Ran *Ran `json:"ran,omitempty"` // what ran, derived from the records
 }
@@ -175,13 +175,16 @@ func (r Report) String() string {
 		b.WriteString("  complete   no, the run is open: later records may exist\n")
 	}
 	fmt.Fprintf(&b, "  signed by  %s\n", yes(r.Pinned, "the pinned key "+r.Key, "no key you pinned; inside the bundle: "+r.Key))
-	if len(r.AnchoredBy) == 0 {
+	switch {
+	case r.Window == "":
+		b.WriteString("  anchored   not looked at\n")
+	case len(r.AnchoredBy) == 0:
 		b.WriteString("  anchored   not anchored: nobody but the ledger vouches for it")
 		if r.Strangers > 0 {
 			fmt.Fprintf(&b, "; %d anchors by nobody you named say nothing, see --policy and --rekor-key", r.Strangers)
 		}
 		b.WriteByte('\n')
-	} else {
+	default:
 		fmt.Fprintf(&b, "  anchored   by %s\n", strings.Join(r.AnchoredBy, ", "))
 	}
 	if r.Before == nil {

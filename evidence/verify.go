@@ -247,7 +247,6 @@ func (v *verifier) contents() error {
 		return signer
 	}
 	v.rep.Log, v.rep.Scope, v.rep.Run, v.rep.Size = v.cp.Origin, v.man.Scope, v.man.Run, v.cp.Size
-	v.rep.Window = fmt.Sprintf("never anchored: who holds the ledger key could have rewritten any of the %d records before signing", v.cp.Size)
 	if v.man.Log != v.cp.Origin || v.man.Size != v.cp.Size {
 		return found(ProblemMalformed, "%s: not of this checkpoint", fileManifest)
 	}
