@@ -134,6 +134,7 @@ type Ledger struct {
 	space  sync.Cond // on mu: the open batch was taken, or the state changed
 	seq    sequence
 	open   *batch // being filled; nil when empty
+	expect int    // how many waited for the last batch
 	down   error  // why Commit is refused now; nil when the store works
 	fatal  error  // why it is refused for ever
 	closed bool   // by Close
