@@ -45,9 +45,10 @@ func (m *measured) missed() bool {
 // A bench is one run of pvault bench.
 type bench struct {
 	*app
-	dir    string // for ledgers
-	list   []measured
-	failed error // of a measurement inside an area
+	dir      string // for ledgers
+	postgres string // URL of one to measure; "" starts one
+	list     []measured
+	failed   error // of a measurement inside an area
 }
 
 func (b *bench) add(name string, value float64, unit, baseline string, baselineValue, goal float64) {
@@ -107,6 +108,7 @@ machine is in the numbers, so its load is printed too.`,
 		},
 	}
 	c.Flags().StringVar(&b.dir, "dir", "", "where ledgers are written; its disk is measured too (default: the temporary directory)")
+	c.Flags().StringVar(&b.postgres, "postgres", "", "URL of an empty database to measure the ledger on (default: a server started from /usr/lib/postgresql)")
 	c.Flags().BoolVar(&check, "check", false, "exit with 7 if a goal was missed")
 	return c
 }

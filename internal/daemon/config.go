@@ -21,6 +21,11 @@ import (
 	"github.com/pilox/vault/internal/store"
 )
 
+// Ledger says how events become durable.
+type Ledger struct {
+	WAL bool `yaml:"wal"` // durable in a local log first; for one daemon alone
+}
+
 // Schema is the JSON Schema of vault.yaml.
 //
 //go:embed schema.json
@@ -39,6 +44,7 @@ type Config struct {
 	Cluster   string    `yaml:"cluster"`   // audience of capabilities, one budget domain; "" means one made at first start
 	Listen    Listen    `yaml:"listen"`    //
 	Store     string    `yaml:"store"`     // sqlite, or postgres://user@host/database; "" means sqlite
+	Ledger    Ledger    `yaml:"ledger"`    //
 	Policy    Policy    `yaml:"policy"`    //
 	Approvals Approvals `yaml:"approvals"` //
 	Limits    Limits    `yaml:"limits"`    //
@@ -253,7 +259,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Log{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Log{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue

@@ -260,8 +260,21 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var rows ledger.Store = d.rows
+	if d.conf.Ledger.WAL {
+		w, err := d.rows.OpenWAL(ctx, d.path("ledger.wal"))
+		if err != nil {
+			return err
+		}
+		d.onClose(func() error {
+			err := w.Close()
+			d.lease.owes = err != nil
+			return err
+		})
+		rows = w
+	}
 	d.ledger, err = ledger.Open(ctx, ledger.Config{
-		Store:          d.rows,
+		Store:          rows,
 		Origin:         d.conf.Domain + "/" + d.conf.Tenant + "/" + d.cluster,
 		Key:            key,
 		Keys:           fieldKeys{d.keys},

@@ -3,6 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +21,8 @@ import (
 type lease struct {
 	rows   *store.Tenant
 	holder string
+	length time.Duration
+	owes   bool         // the local log holds what the database has not; set before the last closer
 	until  atomic.Int64 // nanoseconds after began, on this process's own clock
 	began  time.Time
 }
@@ -28,6 +33,9 @@ const (
 	leaseTime  = 15 * time.Second
 	leaseEvery = 3 * time.Second
 	leaseAsk   = 5 * time.Second // for one answer
+	// leaseWAL is for a daemon with a local log. No other may go on without what is
+	// in it, so its lease ends when the log is empty and it stops, or by hand.
+	leaseWAL = 100 * 365 * 24 * time.Hour
 )
 
 var errNoLease = errors.New("this daemon could not confirm that it serves the tenant; another may have revoked what it would allow")
@@ -37,8 +45,15 @@ func StoreSQL() string { return store.PostgresSQL() }
 
 // openLease waits until this daemon may serve. SQLite has one daemon by its lock.
 func (d *Daemon) openLease(ctx context.Context) error {
-	l := &lease{rows: d.rows, holder: vault.NewCallID(), began: time.Now()}
+	l := &lease{rows: d.rows, holder: vault.NewCallID(), began: time.Now(), length: leaseTime}
 	d.lease = l
+	if d.conf.Ledger.WAL {
+		l.length = leaseWAL
+		var err error
+		if l.holder, err = d.nameOfLog(l.holder); err != nil {
+			return err
+		}
+	}
 	for waiting := false; ; waiting = true {
 		err := l.renew(ctx)
 		if err == nil {
@@ -65,11 +80,32 @@ func (d *Daemon) openLease(ctx context.Context) error {
 	d.onClose(func() error {
 		stop()
 		<-done
+		if l.owes {
+			return nil
+		}
 		ask, end := context.WithTimeout(context.WithoutCancel(ctx), leaseAsk)
 		defer end()
 		return l.rows.Release(ask, l.holder)
 	})
 	return nil
+}
+
+// nameOfLog returns the name under which this data directory holds its lease,
+// which outlives a crash; fresh is for a new one.
+func (d *Daemon) nameOfLog(fresh string) (string, error) {
+	path := d.path("ledger.wal.holder")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = []byte(fresh)
+		err = os.WriteFile(path, b, 0o600)
+	}
+	if err != nil {
+		return "", err
+	}
+	if len(b) == 0 || len(b) > 64 {
+		return "", fmt.Errorf("%s is damaged: remove it if no other daemon serves this database", path)
+	}
+	return string(b), nil
 }
 
 // keep renews the lease until ctx ends.
@@ -94,13 +130,13 @@ func (l *lease) renew(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(ctx, leaseAsk)
 	defer stop()
 	asked := time.Since(l.began)
-	if err := l.rows.Lease(ctx, l.holder, leaseTime); err != nil {
+	if err := l.rows.Lease(ctx, l.holder, l.length); err != nil {
 		if errors.Is(err, store.ErrHeld) {
 			l.until.Store(0)
 		}
 		return err
 	}
-	l.until.Store(int64(asked + leaseTime))
+	l.until.Store(int64(asked + l.length))
 	return nil
 }
 

@@ -7,7 +7,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -140,35 +142,100 @@ func FlowProbe() func(context.Context) error {
 	}
 }
 
-// A LedgerProbe is a ledger of its own on SQLite. Make one with [NewLedgerProbe].
-type LedgerProbe struct {
-	db     *store.DB
-	ledger *ledger.Ledger
+// A ProbeConfig says what to measure a ledger on.
+type ProbeConfig struct {
+	Dir    string // holds none yet; made if need be
+	Store  string // URL of a PostgreSQL; "" means SQLite in Dir
+	Tenant string // in the store; "" means bench
+	WAL    bool   // with a local log
 }
 
-// NewLedgerProbe makes a ledger in dir, which must exist and hold none yet.
-func NewLedgerProbe(ctx context.Context, dir string) (*LedgerProbe, error) {
-	db, err := store.Open(ctx, filepath.Join(dir, "probe.db"))
-	if err != nil {
-		return nil, err
+// A LedgerProbe is a ledger of its own. Make one with [NewLedgerProbe].
+type LedgerProbe struct {
+	ledger  *ledger.Ledger
+	closers []func() error // from first opened to last
+}
+
+// NewLedgerProbe makes an empty ledger.
+func NewLedgerProbe(ctx context.Context, c ProbeConfig) (*LedgerProbe, error) {
+	p := new(LedgerProbe)
+	if err := p.open(ctx, c); err != nil {
+		return nil, errors.Join(err, p.Close())
 	}
-	p := &LedgerProbe{db: db}
-	rows, err := db.Tenant(ctx, "bench")
+	return p, nil
+}
+
+func (p *LedgerProbe) open(ctx context.Context, c ProbeConfig) error {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return err
+	}
+	var db *store.DB
+	var err error
+	if c.Store != "" {
+		db, err = store.OpenPostgres(ctx, c.Store)
+	} else {
+		db, err = store.Open(ctx, filepath.Join(c.Dir, "probe.db"))
+	}
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return err
+	}
+	p.closers = append(p.closers, db.Close)
+	if c.Tenant == "" {
+		c.Tenant = "bench"
+	}
+	rows, err := db.Tenant(ctx, vault.Tenant(c.Tenant))
+	if err != nil {
+		return err
+	}
+	var leaves ledger.Store = rows
+	if c.WAL {
+		w, err := rows.OpenWAL(ctx, filepath.Join(c.Dir, "probe.wal"))
+		if err != nil {
+			return err
+		}
+		p.closers = append(p.closers, w.Close)
+		leaves = w
 	}
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return err
 	}
 	p.ledger, err = ledger.Open(ctx, ledger.Config{
-		Store: rows, Origin: "bench.example/log", Key: key, Keys: new(probeKeys), CheckpointFile: filepath.Join(dir, "probe.checkpoint"),
+		Store: leaves, Origin: "bench.example/log", Key: key, Keys: new(probeKeys), CheckpointFile: filepath.Join(c.Dir, "probe.checkpoint"),
 	})
 	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, p.ledger.Close)
+	return nil
+}
+
+// A NaiveProbe is a chain that locks its head for each event.
+type NaiveProbe struct {
+	db    *store.DB
+	chain *store.Naive
+}
+
+// NewNaiveProbe makes one in the PostgreSQL at url.
+func NewNaiveProbe(ctx context.Context, url string) (*NaiveProbe, error) {
+	db, err := store.OpenPostgres(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	p := &NaiveProbe{db: db}
+	if p.chain, err = db.Naive(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return p, nil
 }
+
+// Commit makes one event durable.
+func (p *NaiveProbe) Commit(ctx context.Context) error {
+	return p.chain.Append(ctx, bytes.Repeat([]byte("x"), yardLeaf))
+}
+
+// Close closes the store.
+func (p *NaiveProbe) Close() error { return p.db.Close() }
 
 // Commit makes one intent of the run of this producer durable.
 func (p *LedgerProbe) Commit(ctx context.Context, producer int) error {
@@ -195,7 +262,13 @@ func (p *LedgerProbe) Bundle(ctx context.Context) ([]byte, error) {
 func (p *LedgerProbe) VerifierKey() string { return p.ledger.VerifierKey() }
 
 // Close closes the ledger and its store.
-func (p *LedgerProbe) Close() error { return errors.Join(p.ledger.Close(), p.db.Close()) }
+func (p *LedgerProbe) Close() error {
+	var errs []error
+	for _, c := range slices.Backward(p.closers) {
+		errs = append(errs, c())
+	}
+	return errors.Join(errs...)
+}
 
 // probeKeys are field keys in memory: what is measured is gone soon.
 type probeKeys struct{ keys sync.Map }

@@ -31,15 +31,17 @@ func TestKill(t *testing.T) {
 	case testing.Short():
 		kills = 3
 	}
-	kill(t, "", kills)
+	for name, wal := range map[string]bool{"sqlite": false, "local log": true} {
+		t.Run(name, func(t *testing.T) { kill(t, "", kills/2, wal) })
+	}
 }
 
-func kill(t *testing.T, url string, kills int) {
+func kill(t *testing.T, url string, kills int, wal bool) {
 	dir := t.TempDir()
 	acked := map[uint64]vault.Digest{}
 	for i := range kills {
-		killOnce(t, url, dir, acked)
-		r := &rig{t: t, dir: dir, url: url, key: testKey("ledger")}
+		killOnce(t, url, dir, wal, acked)
+		r := &rig{t: t, dir: dir, url: url, wal: wal, key: testKey("ledger")}
 		r.openStore()
 		r.open()
 		r.check()
@@ -57,19 +59,37 @@ func kill(t *testing.T, url string, kills int) {
 			r.commit(o.Unknown())
 		}
 		r.led.Close()
-		r.db.Close()
+		r.closeStore()
 	}
 	if len(acked) == 0 {
 		t.Fatal("the child wrote nothing, so this shows nothing")
 	}
 }
 
+// TestOnALocalLog runs tests of the ledger again with a local log before SQLite.
+func TestOnALocalLog(t *testing.T) {
+	localLog = true
+	defer func() { localLog = false }()
+	for name, test := range map[string]func(*testing.T){
+		"store failures":             TestStoreFailures,
+		"commits fail fast":          TestWhileTheStoreIsDownCommitFailsFast,
+		"many producers do not fork": TestManyProducersDoNotFork,
+		"recovered":                  TestRecoveredIsWhereTheLastDaemonStopped,
+		"events that are not taken":  TestEventsALedgerDoesNotTake,
+		"a run bundle verifies":      TestRunBundleFromTheLedgerVerifies,
+		"tail":                       TestTailWaitsForMore,
+		"large fields":               TestLargeFieldIsCommittedToAndNotKept,
+	} {
+		t.Run(name, test)
+	}
+}
+
 // killOnce runs a child on dir, kills it at a random moment, and adds what it
 // said was durable to acked.
-func killOnce(t *testing.T, url, dir string, acked map[uint64]vault.Digest) {
+func killOnce(t *testing.T, url, dir string, wal bool, acked map[uint64]vault.Digest) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$")
-	cmd.Env = append(os.Environ(), "LEDGER_TEST_DIR="+dir, "LEDGER_TEST_URL="+url)
+	cmd.Env = append(os.Environ(), "LEDGER_TEST_DIR="+dir, "LEDGER_TEST_URL="+url, fmt.Sprint("LEDGER_TEST_WAL=", wal))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +140,13 @@ func writeUntilKilled(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.cfg = Config{Store: tenant, Origin: origin, Key: r.key, Keys: keys, CheckpointFile: filepath.Join(dir, "checkpoint"), Every: 5 * time.Millisecond}
+	var rows Store = tenant
+	if os.Getenv("LEDGER_TEST_WAL") == "true" {
+		if rows, err = tenant.OpenWAL(ctx, filepath.Join(dir, "wal")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.cfg = Config{Store: rows, Origin: origin, Key: r.key, Keys: keys, CheckpointFile: filepath.Join(dir, "checkpoint"), Every: 5 * time.Millisecond}
 	l, err := Open(ctx, r.cfg)
 	if err != nil {
 		t.Fatal(err)

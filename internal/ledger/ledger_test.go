@@ -25,6 +25,8 @@ type rig struct {
 	t     testing.TB
 	dir   string
 	url   string // of a PostgreSQL; empty means SQLite
+	wal   bool   // a local log before it
+	log   *store.WAL
 	db    *store.DB
 	keys  *fileKeys
 	key   ed25519.PrivateKey
@@ -38,6 +40,7 @@ func newRig(t testing.TB) *rig {
 	if database != nil {
 		r.url = database(t)
 	}
+	r.wal = localLog
 	r.openStore()
 	r.open()
 	return r
@@ -46,6 +49,9 @@ func newRig(t testing.TB) *rig {
 // database makes a PostgreSQL database for a rig while TestOnPostgres runs; nil
 // means SQLite.
 var database func(t testing.TB) string
+
+// localLog puts one before the store of a rig while TestOnALocalLog runs.
+var localLog bool
 
 func testKey(name string) ed25519.PrivateKey {
 	seed := sha256.Sum256([]byte(name))
@@ -71,11 +77,24 @@ func (r *rig) openStore() {
 	r.t.Cleanup(func() { keys.Close() })
 	r.db, r.keys = db, keys
 	r.fault = &faulty{Store: tenant}
+	if r.wal {
+		if r.log, err = tenant.OpenWAL(ctx, filepath.Join(r.dir, "wal")); err != nil {
+			r.t.Fatal(err)
+		}
+		r.fault.Store = r.log
+	}
 	r.cfg = Config{
 		Store: r.fault, Origin: origin, Key: r.key, Keys: keys,
 		CheckpointFile: filepath.Join(r.dir, "checkpoint"),
 		Retry:          time.Millisecond,
 	}
+}
+
+func (r *rig) closeStore() {
+	if r.log != nil {
+		r.log.Close()
+	}
+	r.db.Close()
 }
 
 func openDB(ctx context.Context, url, dir string) (*store.DB, error) {
@@ -99,7 +118,7 @@ func (r *rig) open() {
 func (r *rig) reopen() error {
 	r.t.Helper()
 	r.led.Close()
-	r.db.Close()
+	r.closeStore()
 	r.openStore()
 	l, err := Open(context.Background(), r.cfg)
 	if err != nil {

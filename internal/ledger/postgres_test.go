@@ -44,6 +44,7 @@ func TestOnPostgres(t *testing.T) {
 	}
 	t.Run("the server is restarted", func(t *testing.T) { testServerRestart(t, pg) })
 	t.Run("yesterday's dump is restored", func(t *testing.T) { testDump(t, pg, &n) })
+	t.Run("kill with a local log", func(t *testing.T) { kill(t, database(t), 3, true) })
 	t.Run("kill", func(t *testing.T) {
 		kills := 8
 		switch {
@@ -52,7 +53,7 @@ func TestOnPostgres(t *testing.T) {
 		case testing.Short():
 			kills = 2
 		}
-		kill(t, database(t), kills)
+		kill(t, database(t), kills, false)
 	})
 }
 
