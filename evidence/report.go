@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/pilox/vault"
 )
@@ -142,6 +143,8 @@ type Report struct {
 
 // String tells the report in a few lines for a person.
 func (r Report) String() string {
+	// What somebody else wrote must not drive the terminal of who reads it.
+	r.Detail, r.Log, r.Run, r.Key = plain(r.Detail), plain(r.Log), vault.TaskID(plain(string(r.Run))), plain(r.Key)
 	var b strings.Builder
 	if r.Problem == ProblemNone {
 		b.WriteString("OK\n")
@@ -206,6 +209,16 @@ func (r Report) String() string {
 		b.WriteString(r.Ran.story())
 	}
 	return b.String()
+}
+
+// plain puts a replacement character for each that is not for reading.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 func yes(ok bool, yes, no string) string {

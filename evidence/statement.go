@@ -299,10 +299,8 @@ func verifyStatement(vkey string, e *Envelope) error {
 		return err
 	}
 	id := fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash())
-	for _, s := range e.Signatures {
-		if s.KeyID == id && ed25519.Verify(raw, pae(e.Payload), s.Sig) {
-			return nil
-		}
+	if len(e.Signatures) == 1 && e.Signatures[0].KeyID == id && ed25519.Verify(raw, pae(e.Payload), e.Signatures[0].Sig) {
+		return nil
 	}
 	return errors.New("not signed by the key of the checkpoint")
 }

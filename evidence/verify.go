@@ -175,7 +175,7 @@ func (v *verifier) manifest(list []zipFile) error {
 		return found(ProblemMalformed, "%s: %v", fileManifest, err)
 	}
 	m := &v.man
-	if m.Type != bundleType || m.Version != 1 || m.Scope != ScopeRun && m.Scope != ScopeLog {
+	if m.Type != bundleType || m.Version != 1 || m.Scope != ScopeRun && m.Scope != ScopeLog || !validRun(m.Run) {
 		return found(ProblemMalformed, "%s: not a bundle of version 1", fileManifest)
 	}
 	want := []string{fileReadme, fileCheckpoint, fileKeys, fileLeaves}

@@ -630,7 +630,7 @@ class Verifier:
                 digest_of(f["sha256"])
         except (ValueError, TypeError) as e:
             raise Finding("malformed", f"manifest.json: {e}") from None
-        if m["type"] != "vault/bundle" or m["v"] != 1 or m["scope"] not in ("run", "log") or not isinstance(m["run"], str):
+        if m["type"] != "vault/bundle" or m["v"] != 1 or m["scope"] not in ("run", "log") or not isinstance(m["run"], str) or not re.fullmatch("[a-zA-Z0-9_-]{0,64}", m["run"]):
             raise Finding("malformed", "not a bundle of version 1")
         maybe = lambda n: [n] if n in names else []
         want = ["README.txt", "checkpoint", "keys.txt", "leaves.jsonl", "proofs.jsonl" if m["scope"] == "run" else "hashes.bin",
@@ -886,7 +886,7 @@ class Verifier:
             raise Finding("malformed", f"statement.json: {err}") from None
         pae = b"DSSEv1 %d %s %d " % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload)) + payload
         keyid = f"{self.key.name}+{self.key.hash.hex()}"
-        signed = any(k == keyid and self.key.signed(pae, s) for k, s in sigs)
+        signed = len(sigs) == 1 and sigs[0][0] == keyid and self.key.signed(pae, sigs[0][1])
         want = what_ran(self.man["scope"], self.cp, self.man["run"], self.leaves, self.hashes, self.opened)
         if e["payloadType"] != PAYLOAD_TYPE or payload != go_dump(want).encode() + b"\n":
             try:
@@ -1024,6 +1024,9 @@ def stamp(seconds):
 
 
 def tell(r):
+    # What somebody else wrote must not drive the terminal of who reads it.
+    safe = lambda v: "".join(c if c.isprintable() else "\ufffd" for c in v) if isinstance(v, str) else v
+    r = {k: safe(v) for k, v in r.items()}
     yes = lambda ok: "yes" if ok else "no"
     head = "OK" if r["problem"] == "ok" else f"{r['problem'].upper()} (exit {r['exit']})"
     if r["record"] is not None:
