@@ -46,7 +46,7 @@ MAX_LEAF = 64 << 10
 MAX_LINE = 384 << 10
 MAX_INT = 2**53 - 1
 FIELDS = {
-    "call": ["args", "caller", "note", "result", "target"],
+    "call": ["args", "caller", "context", "note", "result", "target"],
     "task": ["agent", "by", "capability", "inputs", "principal", "purpose"],
     "approval": ["answer", "approver", "question"],
     "revocation": ["by", "note", "what"],
