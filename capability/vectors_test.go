@@ -2,11 +2,15 @@ package capability
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"math"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +26,7 @@ type vectors struct {
 	Issuers  []vectorIssuer `json:"issuers"`
 	Accept   []vector       `json:"accept"`
 	Refuse   []vector       `json:"refuse"`
+	Proofs   []vectorProof  `json:"proofs"`
 }
 
 type vectorIssuer struct {
@@ -36,6 +41,25 @@ type vector struct {
 	IDs   []vault.Digest `json:"link_ids,omitempty"`
 	Calls []vectorCall   `json:"calls,omitempty"` // holder and proof left aside
 	Code  vault.Code     `json:"code,omitempty"`
+
+	Revoked []Revocation `json:"revoked,omitempty"` // what counts as revoked
+}
+
+// A vectorProof is the proof of one call: the bytes that it covers and a signature
+// over them.
+type vectorProof struct {
+	Name      string          `json:"name"`
+	Token     string          `json:"token"` // the holder of its last link signs
+	Call      string          `json:"call_id"`
+	Kind      vault.Kind      `json:"kind"`
+	Target    vault.Target    `json:"target"`
+	Args      json.RawMessage `json:"args"`
+	Session   string          `json:"sid"` // hex
+	Seq       uint64          `json:"seq"`
+	Nonce     string          `json:"nonce"`     // hex
+	Bytes     string          `json:"bytes"`     // hex: what is signed, or MAC'd under the session's key
+	Signature string          `json:"signature"` // hex
+	Valid     bool            `json:"valid"`
 }
 
 type vectorCall struct {
@@ -44,6 +68,11 @@ type vectorCall struct {
 	Args   json.RawMessage `json:"args"`
 	Code   vault.Code      `json:"code,omitempty"` // empty: allowed
 	Path   string          `json:"path,omitempty"`
+
+	// What an allowed call costs and demands, where the vector is about it.
+	Debits []vault.Debit `json:"debits,omitempty"`
+	Ask    []string      `json:"ask,omitempty"`
+	SignAt string        `json:"sign_at,omitempty"`
 }
 
 func makeVectors(t testing.TB) vectors {
@@ -64,7 +93,7 @@ func makeVectors(t testing.TB) vectors {
 	channel.Holder = &Holder{Channel: "sandbox-1"}
 
 	call := func(target vault.Target, args string, code vault.Code, path string) vectorCall {
-		return vectorCall{vault.KindTool, target, json.RawMessage(args), code, path}
+		return vectorCall{Kind: vault.KindTool, Target: target, Args: json.RawMessage(args), Code: code, Path: path}
 	}
 	const argument, budget = vault.CodeCapabilityArgument, vault.CodeCapabilityBudget
 	out := vectors{
@@ -89,6 +118,36 @@ func makeVectors(t testing.TB) vectors {
 		call(transfer, `{"to":"DE1","amount":499.99,"currency":"EUR"}`, "", ""),
 		call(transfer, `{"to":"DE1","amount":500.01,"currency":"EUR"}`, budget, "/amount"),
 		call(transfer, `{"to":"DE3","amount":1,"currency":"EUR"}`, argument, "/to"))
+	for _, c := range constraintVectors() {
+		name, rule, calls := c.make(call)
+		accept(name, w.mint(w.root(rule)), calls...)
+	}
+	demanding := w.root(Rule{Any: true, Ask: []string{"finance"}})
+	demanding.Budgets = &Budgets{Calls: Limit(5), BytesOut: Limit(1000), Recipients: Limit(3), Hosts: Limit(2), Wall: Limit(60_000)}
+	demanding.ThirdParty = []ThirdParty{{Group: "legal", Audience: testAudience}}
+	demanding.SignAt = "high"
+	strict := w.attenuate(w.mint(demanding), Link{SignAt: "medium", Budgets: &Budgets{Calls: Limit(2)}}, w.agent)
+	costly := call(readFile, `{"path":"/a"}`, "", "")
+	ids := strict.IDs()
+	costly.Debits = []vault.Debit{
+		{Counter: ids[0].String() + "/calls", Amount: 1, Limit: 5, Unit: "calls", Kept: true},
+		{Counter: ids[0].String() + "/recipients", Limit: 3, Unit: vault.UnitRecipients},
+		{Counter: ids[0].String() + "/hosts", Limit: 2, Unit: vault.UnitHosts},
+		{Counter: ids[0].String() + "/ms", Limit: 60_000, Unit: vault.UnitWall},
+		{Counter: ids[1].String() + "/calls", Amount: 1, Limit: 2, Unit: "calls", Kept: true},
+		{Counter: ids[0].String() + "/bytes_out", Amount: 13, Limit: 1000, Unit: "bytes"},
+	}
+	costly.Ask, costly.SignAt = []string{"finance", "legal"}, "medium"
+	accept("budgets, groups and a signature that links demand together", strict, costly)
+	delegated := w.root(invoices)
+	delegated.Delegates, delegated.DelegateKeys = []vault.AgentID{testMailer}, []vault.Digest{keyOf(t, seeded("delegate")).Thumbprint()}
+	handed := w.attenuate(w.mint(delegated), Link{Agent: testMailer, Holder: HeldBy(keyOf(t, seeded("delegate"))), Depth: Depth(0)}, w.agent)
+	accept("another agent with a key of its own", handed, call(readFile, `{"path":"/srv/invoices/1.txt"}`, "", ""))
+	p256, err := ParseText(es256Vector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept("a child that a P-256 key signed", p256, call(readFile, `{"path":"/srv/invoices/1.txt"}`, "", ""), call(readFile, `{"path":"/etc/passwd"}`, argument, "/path"))
 	accept("a holder without a key", w.mint(channel), call(readFile, `{"x":{"y":[]}}`, "", ""))
 
 	refuse := func(name string, code vault.Code, raw []byte) {
@@ -135,8 +194,111 @@ func makeVectors(t testing.TB) vectors {
 	if err != nil {
 		t.Fatal(err)
 	}
+	unevaluated := w.root(invoices)
+	unevaluated.Caveats = []string{"args.path != ''"}
+	refuse("a caveat that nothing here evaluates", vault.CodeCapabilityCaveat, w.mint(unevaluated).raw)
+	elsewhere := w.root(invoices)
+	elsewhere.ThirdParty = []ThirdParty{{Group: "legal", Audience: "cluster-2"}}
+	refuse("a third party that answers to another gateway", vault.CodeCapabilityCaveat, w.mint(elsewhere).raw)
+	for name, edit := range map[string]func(*Link){
+		"a constraint of two kinds": func(l *Link) {
+			l.Grants = Grants{vault.KindTool: {readFile: arg("/p", Constraint{Prefix: ptr("a"), Glob: ptr("a")})}}
+		},
+		"a network with host bits": func(l *Link) {
+			l.Grants = Grants{vault.KindTool: {readFile: arg("/p", Constraint{CIDR: []string{"10.0.0.1/8"}})}}
+		},
+		"contains that leaves the rest": func(l *Link) {
+			l.Grants = Grants{vault.KindTool: {readFile: arg("/p", Constraint{Contains: []Scalar{Int(1)}})}}
+		},
+		"a sub-path that is not clean": func(l *Link) {
+			l.Grants = Grants{vault.KindTool: {readFile: arg("/p", Constraint{SubPath: ptr("/a/../b")})}}
+		},
+		"an argument inside another":       func(l *Link) { l.Grants = Grants{vault.KindTool: {readFile: {Args: Args{"/a": {}, "/a/b": {}}}}} },
+		"a negative budget":                func(l *Link) { l.Budgets.Hosts = Limit(-1) },
+		"a signature from an unknown risk": func(l *Link) { l.SignAt = "severe" },
+		"a root without a budget of calls": func(l *Link) { l.Budgets.Calls, l.Budgets.Hosts = nil, Limit(1) },
+		"a root with a parent":             func(l *Link) { l.Parent = vault.Digest{1} },
+		"expires before it begins":         func(l *Link) { l.Expires = l.NotBefore },
+	} {
+		l := w.root(invoices)
+		edit(&l)
+		payload, err := det.enc.Marshal(&l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refuse(name, malformed, signed(payload))
+	}
+	// Children that the holder did sign and that do not fit their chain.
+	for name, edit := range map[string]func(*Link){
+		"a child that names its tenant":                func(l *Link) { l.Tenant = testTenant },
+		"a child that opens its arguments":             func(l *Link) { l.Grants = Grants{vault.KindTool: {readFile: {Any: true}}} },
+		"a child that grants every name":               func(l *Link) { l.Grants = Grants{vault.KindTool: {vault.Target{Server: filesServer, Name: "*"}: {}}} },
+		"a child for an agent that is no delegate":     func(l *Link) { l.Agent = "spiffe://example.org/agent/acme/other/1" },
+		"a child bound to a key that is no delegate's": func(l *Link) { l.Holder = HeldBy(keyOf(t, seeded("stranger"))) },
+	} {
+		l := Link{Parent: sha256.Sum256(w.mint(delegated).links[0].raw)}
+		edit(&l)
+		payload, err := det.enc.Marshal(&l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := signMessage(w.agent, "", typLink, nil, payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refuse(name, malformed, append(append([]byte{0x82}, w.mint(delegated).links[0].raw...), m...))
+	}
+	deep := w.mint(delegated)
+	deep = w.attenuate(deep, Link{Depth: Depth(0)}, w.agent)
+	last, err := det.enc.Marshal(&Link{Parent: sha256.Sum256(deep.links[1].raw)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := signMessage(w.agent, "", typLink, nil, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse("a link beyond the depth", malformed, append(append([]byte{0x83}, deep.raw[1:]...), m...))
+	slices.SortFunc(out.Refuse, func(a, b vector) int { return strings.Compare(a.Name, b.Name) }) // maps have no order
+	for _, v := range []Revocation{
+		{Link: tighter.IDs()[0], At: testStart},
+		{Link: tighter.IDs()[1], At: testStart},
+		{Agent: testAgent, At: testStart},
+		{Task: testTask, At: testStart},
+		{Issuer: "k1", At: testStart},
+		{Everything: true, At: testStart},
+	} {
+		out.Refuse = append(out.Refuse, vector{Name: "revoked", Token: tighter.Text(), Code: vault.CodeCapabilityRevoked, Revoked: []Revocation{v}})
+	}
+	out.Accept = append(out.Accept, vector{Name: "issued after everything was revoked", Token: root.Text(), IDs: root.IDs(), Revoked: []Revocation{{Everything: true, At: testStart.Add(-time.Millisecond)}, {Link: tighter.IDs()[1], At: testStart}}})
+	out.Proofs = proofVectors(t, root, w.agent)
 	refuse("a child that the holder did not sign", signature, append(append([]byte{0x82}, root.links[0].raw...), forged...))
 	return out
+}
+
+// proofVectors are proofs of one call outside a session and in one, and what must
+// not pass for them.
+func proofVectors(t testing.TB, c Chain, key crypto.Signer) []vectorProof {
+	nonce, sid := bytes.Repeat([]byte{7}, nonceBytes), bytes.Repeat([]byte{9}, sidBytes)
+	make := func(name string, sid []byte, seq uint64, args string) vectorProof {
+		call := newCall(args)
+		leaf := c.IDs()[len(c.IDs())-1]
+		b := appendCall(nil, testAudience, sid, seq, &leaf, call, nonce)
+		sig, err := sign(key, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vectorProof{
+			Name: name, Token: c.Text(), Call: call.ID, Kind: call.Kind, Target: call.Target, Args: json.RawMessage(args),
+			Session: hex.EncodeToString(sid), Seq: seq, Nonce: hex.EncodeToString(nonce), Bytes: hex.EncodeToString(b), Signature: hex.EncodeToString(sig), Valid: true,
+		}
+	}
+	alone, within := make("a call alone", nil, 0, `{"path":"/srv/invoices/1.txt"}`), make("a call in a session", sid, 3, `{"n":1e2,"path":"/srv/\u00e9"}`)
+	other := alone
+	other.Name, other.Args, other.Valid = "the proof of other arguments", json.RawMessage(`{"path":"/srv/invoices/2.txt"}`), false
+	again := within
+	again.Name, again.Seq, again.Valid = "the proof of another number", 4, false
+	return []vectorProof{alone, within, other, again}
 }
 
 // swapFirstFields exchanges the first two fields of a root: tenant and principal.
@@ -197,8 +359,11 @@ func TestVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if revoked(t, tt.Revoked, a) {
+				t.Error("revoked")
+			}
 			for _, c := range tt.Calls {
-				_, denial := a.authorise(&vault.Call{Kind: c.Kind, Target: c.Target, Args: vault.MustArgs(string(c.Args))}, v.Now)
+				g, denial := a.authorise(&vault.Call{Kind: c.Kind, Target: c.Target, Args: vault.MustArgs(string(c.Args))}, v.Now)
 				var code vault.Code
 				var path string
 				if denial != nil {
@@ -206,6 +371,15 @@ func TestVectors(t *testing.T) {
 				}
 				if code != c.Code || path != c.Path {
 					t.Errorf("%s: got %q at %q, want %q at %q", c.Args, code, path, c.Code, c.Path)
+				}
+				if c.Debits != nil && !slices.Equal(g.Debits, c.Debits) {
+					t.Errorf("%s: debits %v, want %v", c.Args, g.Debits, c.Debits)
+				}
+				if c.Ask != nil && !slices.Equal(g.Ask, c.Ask) {
+					t.Errorf("%s: asks %v, want %v", c.Args, g.Ask, c.Ask)
+				}
+				if c.SignAt != "" && (!g.MustSign || g.SignAt.String() != c.SignAt) {
+					t.Errorf("%s: signature at %v %v, want %s", c.Args, g.MustSign, g.SignAt, c.SignAt)
 				}
 			}
 		})
@@ -216,10 +390,62 @@ func TestVectors(t *testing.T) {
 			if err == nil {
 				_, err = Verify(raw, roots, v.Audience, v.Now)
 			}
+			if err == nil && len(tt.Revoked) > 0 {
+				var a *authority
+				if a, err = (&trust{roots, v.Audience, nil}).compile(raw); err == nil && revoked(t, tt.Revoked, a) {
+					err = vault.NewDenial(vault.CodeCapabilityRevoked, "", nil)
+				}
+			}
 			if code(err) != tt.Code {
 				t.Errorf("got %v, want %q", err, tt.Code)
 			}
 		})
+	}
+}
+
+// revoked reports whether a chain is revoked once the revocations have been added.
+func revoked(t *testing.T, all []Revocation, a *authority) bool {
+	t.Helper()
+	var set Revocations
+	for _, v := range all {
+		if err := set.Add(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return set.isRevoked(a)
+}
+
+// TestProofVectors makes the bytes of each proof again and verifies its signature.
+func TestProofVectors(t *testing.T) {
+	raw, err := os.ReadFile("testdata/vectors.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v vectors
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatal(err)
+	}
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, p := range v.Proofs {
+		c, err := ParseText(p.Token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		call := &vault.Call{ID: p.Call, Kind: p.Kind, Target: p.Target, Args: vault.MustArgs(string(p.Args))}
+		leaf := c.IDs()[len(c.IDs())-1]
+		b := appendCall(nil, v.Audience, unhex(p.Session), p.Seq, &leaf, call, unhex(p.Nonce))
+		if ok := bytes.Equal(b, unhex(p.Bytes)) && c.holder().Key.verify(b, unhex(p.Signature)); ok != p.Valid {
+			t.Errorf("%s: valid %v", p.Name, ok)
+		}
+	}
+	if len(v.Proofs) == 0 {
+		t.Error("no proofs")
 	}
 }
 
