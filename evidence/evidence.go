@@ -20,6 +20,22 @@
 // over one salted commitment per field, so a value can be disclosed alone,
 // withheld, or erased, and no proof changes.
 //
+// # The bundle
+//
+// A zip of stored files without times, extras, comments or gaps, in this order:
+// manifest.json, README.txt, checkpoint, keys.txt, leaves.jsonl, then proofs.jsonl
+// for one run or hashes.bin for a whole ledger, consistency.json if asked for,
+// disclosures.jsonl, anchors.jsonl and witnesses.txt if there are any, and
+// statement.json. Each line of JSON has exactly the members of its type in the
+// order of its declaration ([Manifest], [Inclusion], [Consistency], [Disclosure],
+// [Anchor], [Envelope]), without spaces; digests are lower-case hex, bytes standard
+// base64. The manifest has the SHA-256 of every other file. [Statement] follows
+// from the records. An [Anchor] brings its own checkpoint and the proof that the
+// bundle's continues it. Keys and witnesses inside are hints.
+//
+// The verifiers in contrib/ are written from this text, and held to the table in
+// testdata/table.json with this one.
+//
 // What a bundle can show, and what it cannot, is spelled out on [Report].
 package evidence
 
