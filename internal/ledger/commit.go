@@ -19,6 +19,7 @@ type batch struct {
 	waits         int      // how many wait for it
 	intents       []uint64 // committed intents, to be closed if the batch fails
 	wait          *outcome
+	finish        finisher // of a batch that is staged, for the first try; else nil
 }
 
 // An outcome is what those who wait for a batch learn.
@@ -100,7 +101,7 @@ func (l *Ledger) place(ctx context.Context, e *vault.Event, wait bool) (vault.Re
 		}
 		// The first wakes the committer, and the last of those it expects; the others
 		// would only cost it a switch each.
-		if b.waits++; b.waits == 1 || b.waits == l.expect {
+		if b.waits++; b.waits == 1 || b.waits == l.expect || b.waits == pipelined {
 			notify(l.urge)
 		}
 	} else {
@@ -161,12 +162,18 @@ func (l *Ledger) knowRun(ctx context.Context, id vault.TaskID) error {
 func (l *Ledger) take() *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.open
-	if b != nil {
-		b.after = l.seq.head()
-		l.open, l.expect = nil, b.waits
-		l.space.Broadcast()
+	if l.open == nil {
+		return nil
 	}
+	return l.seal()
+}
+
+// seal closes the open batch. Under mu.
+func (l *Ledger) seal() *batch {
+	b := l.open
+	b.after = l.seq.head()
+	l.open, l.expect = nil, b.waits
+	l.space.Broadcast()
 	return b
 }
 
@@ -191,11 +198,10 @@ func (l *Ledger) commitLoop(ctx context.Context) {
 	gather := time.NewTimer(maxGather)
 	gather.Stop()
 	defer gather.Stop()
-	var mean time.Duration // of a commit
 	for {
 		select {
 		case <-l.urge:
-			if wait := min(mean/4, maxGather); wait > minGather && l.short() {
+			if wait := min(l.mean/4, maxGather); wait > minGather && l.short() {
 				gather.Reset(wait)
 				select {
 				case <-l.urge:
@@ -225,11 +231,9 @@ func (l *Ledger) commitLoop(ctx context.Context) {
 			}
 			continue
 		}
-		start := time.Now()
-		if !l.write(ctx, b) {
+		if !l.commit(ctx, b) {
 			return
 		}
-		mean += (time.Since(start) - mean) / 8
 	}
 }
 
@@ -247,9 +251,9 @@ func (l *Ledger) write(ctx context.Context, b *batch) bool {
 	pause := l.cfg.Retry
 	const maxPause = 2 * time.Second
 	told := false
+	start := time.Now()
 	for {
-		// A daemon that stops still writes what it has.
-		err := l.cfg.Store.Append(context.WithoutCancel(ctx), b.before, b.after, b.entries, b.sealed)
+		err := l.append(ctx, b)
 		if err == nil {
 			break
 		}
@@ -281,6 +285,7 @@ func (l *Ledger) write(ctx context.Context, b *batch) bool {
 		}
 		pause = min(2*pause, maxPause)
 	}
+	l.mean += (time.Since(start) - l.mean) / 8
 	l.setHead(b.after)
 	if told {
 		l.recoverFrom(b)
@@ -291,12 +296,23 @@ func (l *Ledger) write(ctx context.Context, b *batch) bool {
 	return true
 }
 
+// append tries to write b once. A daemon that stops still writes what it has.
+func (l *Ledger) append(ctx context.Context, b *batch) error {
+	ctx = context.WithoutCancel(ctx)
+	if finish := b.finish; finish != nil {
+		b.finish = nil
+		return finish(ctx, b.before, b.after, true)
+	}
+	return l.cfg.Store.Append(ctx, b.before, b.after, b.entries, b.sealed)
+}
+
 // fail tells the waiters of b and of the open batch, and refuses commits.
 func (l *Ledger) fail(b *batch, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = err
 	b.wait.set(err)
+	l.unstage(err)
 	if o := l.open; o != nil {
 		// Its places stay; those who wait for it do not.
 		o.wait.set(err)
@@ -328,6 +344,7 @@ func (l *Ledger) lose(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.fatal = err
+	l.unstage(err)
 	if o := l.open; o != nil {
 		o.wait.set(err)
 		l.open = nil

@@ -134,10 +134,14 @@ type Ledger struct {
 	space  sync.Cond // on mu: the open batch was taken, or the state changed
 	seq    sequence
 	open   *batch // being filled; nil when empty
+	staged *batch // sealed behind the one being written; else nil
 	expect int    // how many waited for the last batch
 	down   error  // why Commit is refused now; nil when the store works
 	fatal  error  // why it is refused for ever
 	closed bool   // by Close
+
+	stager stager        // nil: the store has no use for it
+	mean   time.Duration // of a commit; of whoever writes a batch
 
 	wake chan struct{} // capacity 1: the committer has work
 	urge chan struct{} // capacity 1: and somebody waits for it
@@ -183,6 +187,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		wake: make(chan struct{}, 1), urge: make(chan struct{}, 1), grown: make(chan struct{}),
 	}
 	l.space.L = &l.mu
+	l.stager, _ = cfg.Store.(stager)
 	l.aeads.keys = cfg.Keys
 	if err := l.recover(ctx); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
@@ -211,7 +216,7 @@ func (l *Ledger) Close() error {
 
 	var errs []error
 	l.mu.Lock()
-	lost := l.open != nil || l.down != nil
+	lost := l.open != nil || l.staged != nil || l.down != nil
 	if l.fatal != nil {
 		errs = append(errs, l.fatal)
 	} else if lost {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -197,6 +198,7 @@ type faulty struct {
 	mu     sync.Mutex
 	append func(real func() error) error // nil: no fault
 	head   error
+	staged int // batches that were staged and committed
 }
 
 func (f *faulty) set(fn func(real func() error) error) {
@@ -220,6 +222,38 @@ func (f *faulty) Append(ctx context.Context, before, after evidence.Head, e []ev
 		return fn(real)
 	}
 	return real()
+}
+
+func (f *faulty) Stage(ctx context.Context, e []evidence.Entry, s []evidence.Sealed) (finisher, error) {
+	st, ok := f.Store.(stager)
+	if !ok {
+		return nil, nil
+	}
+	finish, err := st.Stage(ctx, e, s)
+	if finish == nil {
+		return nil, err
+	}
+	return func(ctx context.Context, before, after evidence.Head, commit bool) error {
+		f.mu.Lock()
+		fn := f.append
+		if commit {
+			f.staged++
+		}
+		f.mu.Unlock()
+		called := false
+		real := func() error {
+			called = true
+			return finish(ctx, before, after, commit)
+		}
+		if fn == nil || !commit {
+			return real()
+		}
+		err := fn(real)
+		if !called { // a fault that came before it leaves no transaction
+			err = errors.Join(err, finish(ctx, before, after, false))
+		}
+		return err
+	}, err
 }
 
 func (f *faulty) Head(ctx context.Context) (evidence.Head, error) {

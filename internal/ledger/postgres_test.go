@@ -39,6 +39,7 @@ func TestOnPostgres(t *testing.T) {
 		"erased keys":                 TestErasedKeyLeavesEveryProofAsItWas,
 		"missing checkpoints":         TestMissingOrForeignCheckpointIsNotPassedOver,
 		"ledgers take over in a race": testTakeOver,
+		"batches behind each other":   testPipeline,
 	} {
 		t.Run(name, test)
 	}
@@ -111,6 +112,52 @@ func testTakeOver(t *testing.T) {
 	}
 	r.check()
 	checkAcked(t, r, acked)
+}
+
+// testPipeline has so many producers that batches are staged behind each other,
+// and now and then lets one fail, or happen and fail.
+func testPipeline(t *testing.T) {
+	r := newRig(t)
+	acked := map[uint64]vault.Digest{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for p := range 3 * pipelined {
+		wg.Go(func() {
+			for i := 0; i < 12; {
+				got, err := r.led.Commit(context.Background(), intent(vault.TaskID(fmt.Sprintf("t-%d", p%50)), fmt.Sprint(i)))
+				if err != nil {
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				i++
+				mu.Lock()
+				if _, twice := acked[got.Index]; twice {
+					t.Errorf("place %d was given twice", got.Index)
+				}
+				acked[got.Index] = got.Leaf
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range 4 {
+		before := r.led.Head().Size
+		eventually(t, "it writes", func() bool { return r.led.Head().Size > before+200 })
+		if i%2 == 0 {
+			r.fault.set(func(func() error) error { return errDisk })
+		} else {
+			r.fault.set(func(real func() error) error { return errors.Join(real(), errDisk) })
+		}
+		eventually(t, "it notices", func() bool { return r.led.Health() != nil || i%2 == 1 })
+		r.fault.set(nil)
+	}
+	wg.Wait()
+	r.check()
+	checkAcked(t, r, acked)
+	r.fault.mu.Lock()
+	defer r.fault.mu.Unlock()
+	if r.fault.staged == 0 {
+		t.Fatal("nothing was staged, so this shows nothing")
+	}
 }
 
 func checkAcked(t *testing.T, r *rig, acked map[uint64]vault.Digest) {

@@ -26,12 +26,11 @@ func (s *server) append(ctx context.Context, t *Tenant, before, after evidence.H
 	if err != nil {
 		return err
 	}
-	return st.Commit(ctx, before, after)
+	return st.commit(ctx, before, after)
 }
 
-// A Staged is a batch whose rows are on the server, in a transaction that is
-// open. Exactly one of Commit and Discard must be called.
-type Staged struct {
+// A staged is a batch in a transaction of its own. Its connection must go back.
+type staged struct {
 	s     *server
 	t     *Tenant
 	conn  *pgconn.PgConn
@@ -41,7 +40,7 @@ type Staged struct {
 }
 
 // stage takes a connection and makes the rows ready.
-func (s *server) stage(ctx context.Context, t *Tenant, entries []evidence.Entry, sealed []evidence.Sealed) (*Staged, error) {
+func (s *server) stage(ctx context.Context, t *Tenant, entries []evidence.Entry, sealed []evidence.Sealed) (*staged, error) {
 	ctx, stop := context.WithTimeout(ctx, pgAnswer)
 	defer stop()
 	for i := 0; i < len(entries); i = max(i+1, len(entries)-1) { // the first and the last
@@ -56,7 +55,7 @@ func (s *server) stage(ctx context.Context, t *Tenant, entries []evidence.Entry,
 	if err != nil {
 		return nil, err
 	}
-	return &Staged{s: s, t: t, conn: c, begin: "BEGIN; ", leafs: copyLeaves(t, entries), rows: copyDetails(t, sealed)}, nil
+	return &staged{s: s, t: t, conn: c, begin: "BEGIN; ", leafs: copyLeaves(t, entries), rows: copyDetails(t, sealed)}, nil
 }
 
 // extend makes a partition unless it is known to exist.
@@ -80,7 +79,7 @@ const (
 
 // send brings the rows to the server, which checks them while another batch is
 // being committed.
-func (st *Staged) send(ctx context.Context) error {
+func (st *staged) send(ctx context.Context) error {
 	if err := st.copy(ctx, st.begin+copyLeaf, &st.leafs); err != nil {
 		return err
 	}
@@ -88,7 +87,7 @@ func (st *Staged) send(ctx context.Context) error {
 	return st.copy(ctx, copyDetail, &st.rows)
 }
 
-func (st *Staged) copy(ctx context.Context, query string, rows *[]byte) error {
+func (st *staged) copy(ctx context.Context, query string, rows *[]byte) error {
 	if *rows == nil {
 		return nil
 	}
@@ -97,10 +96,10 @@ func (st *Staged) copy(ctx context.Context, query string, rows *[]byte) error {
 	return err
 }
 
-// Commit moves the head from before to after in the transaction of the rows, and
+// commit moves the head from before to after in the transaction of the rows, and
 // makes both durable. It fails with [ErrStale] and writes nothing unless the head
 // is at before's epoch and size.
-func (st *Staged) Commit(ctx context.Context, before, after evidence.Head) error {
+func (st *staged) commit(ctx context.Context, before, after evidence.Head) error {
 	defer st.s.put(st.conn)
 	ctx, stop := context.WithTimeout(ctx, pgAnswer)
 	defer stop()
@@ -117,7 +116,7 @@ func (st *Staged) Commit(ctx context.Context, before, after evidence.Head) error
 }
 
 // finish sends what was not sent yet and then end, in as few messages as it can.
-func (st *Staged) finish(ctx context.Context, end string) (string, error) {
+func (st *staged) finish(ctx context.Context, end string) (string, error) {
 	switch {
 	case st.leafs != nil && st.rows != nil:
 		if err := st.copy(ctx, st.begin+copyLeaf, &st.leafs); err != nil {
@@ -139,26 +138,31 @@ func (st *Staged) finish(ctx context.Context, end string) (string, error) {
 	return results[len(results)-1].CommandTag.String(), nil
 }
 
-// Discard ends the transaction without a trace.
-func (st *Staged) Discard() { st.s.put(st.conn) }
-
 // Stage brings a batch to the server without moving the head. The batch before it
-// may still be on its way. SQLite has one writer and gives nil.
-func (t *Tenant) Stage(ctx context.Context, entries []evidence.Entry, sealed []evidence.Sealed) (*Staged, error) {
+// may still be on its way. finish must be called once: with commit it is
+// [Tenant.Append] of what was staged, without it takes the rows back. SQLite has
+// one writer and gives nil.
+func (t *Tenant) Stage(ctx context.Context, entries []evidence.Entry, sealed []evidence.Sealed) (finish func(ctx context.Context, before, after evidence.Head, commit bool) error, err error) {
 	s, ok := t.db.engine.(*server)
 	if !ok {
-		return nil, nil //nolint:nilnil // there is nothing to stage, and that is no error
+		return nil, nil
 	}
 	st, err := s.stage(ctx, t, entries, sealed)
 	if err == nil {
 		if err = st.send(ctx); err != nil {
-			st.Discard()
+			s.put(st.conn)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stage %d leaves: %w", len(entries), err)
 	}
-	return st, nil
+	return func(ctx context.Context, before, after evidence.Head, commit bool) error {
+		if !commit {
+			s.put(st.conn) // which ends its transaction
+			return nil
+		}
+		return st.commit(ctx, before, after)
+	}, nil
 }
 
 // The binary form of COPY: a header, rows of fields with their lengths, an end.

@@ -193,7 +193,7 @@ func stageBehind(t *testing.T, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := staged.Commit(t.Context(), mid, end); !errors.Is(err, ErrStale) {
+	if err := staged(t.Context(), mid, end, true); !errors.Is(err, ErrStale) {
 		t.Fatalf("committed before its turn: %v", err)
 	}
 	if staged, err = s.Stage(t.Context(), second, nil); err != nil {
@@ -202,14 +202,16 @@ func stageBehind(t *testing.T, url string) {
 	if err := s.Append(t.Context(), h, mid, first, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := staged.Commit(t.Context(), mid, end); err != nil {
+	if err := staged(t.Context(), mid, end, true); err != nil {
 		t.Fatal(err)
 	}
 	third, last := one(end)
 	if staged, err = s.Stage(t.Context(), third, nil); err != nil {
 		t.Fatal(err)
 	}
-	staged.Discard()
+	if err := staged(t.Context(), end, last, false); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Append(t.Context(), end, last, third, nil); err != nil {
 		t.Fatalf("after one was discarded: %v", err)
 	}
