@@ -527,7 +527,12 @@ func (l *lines) next() (string, error) {
 			return "", err
 		}
 		l.off += int64(len(b))
-		l.rest += string(b)
+		// One copy: what is left of the last block, and this one.
+		var next strings.Builder
+		next.Grow(len(l.rest) + len(b))
+		next.WriteString(l.rest)
+		next.Write(b)
+		l.rest = next.String()
 	}
 }
 
