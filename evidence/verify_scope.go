@@ -138,29 +138,32 @@ func (v *verifier) logScope() error {
 	if n != v.cp.Size || root != v.cp.Root {
 		return v.logStructure(n)
 	}
-	leaves, hashes := v.lines(fileLeaves), v.hashes()
+	leaves, hashes := &batches{lines: v.lines(fileLeaves)}, v.hashes()
 	runs := map[vault.TaskID]*runState{}
-	l := new(Leaf)
 	var run *runState
 	for i := range n {
 		want, err := hashes.next()
 		if err != nil {
 			return err
 		}
-		line, err := leaves.next()
+		read, err := leaves.next()
 		if errors.Is(err, io.EOF) {
 			return foundAt(ProblemTruncated, i, "%d records of %d", i, n)
 		}
 		if err != nil {
 			return err
 		}
-		parsed := l.parse(line)
-		if hashLine(line) != want {
-			return v.logMisfit(leaves, line, l, parsed, i, n)
+		l := &read.leaf
+		if read.hash != want {
+			rest, err := v.linesFrom(fileLeaves, i+1)
+			if err != nil {
+				return err
+			}
+			return v.logMisfit(rest, read.hash, l, read.bad, i, n)
 		}
 		switch {
-		case parsed != nil:
-			return foundAt(ProblemMalformed, i, "%v", parsed)
+		case read.bad != nil:
+			return foundAt(ProblemMalformed, i, "%v", read.bad)
 		case l.Log != v.cp.Origin || l.Index != i:
 			return foundAt(ProblemMalformed, i, "the record is of another ledger or place")
 		}
@@ -223,8 +226,7 @@ func (r *runState) follow(l *Leaf, h vault.Digest) bool {
 }
 
 // logMisfit says what a record is that is not the one under the checkpoint at i.
-func (v *verifier) logMisfit(rest *lines, line string, l *Leaf, parsed error, i, n uint64) error {
-	h := hashLine(line)
+func (v *verifier) logMisfit(rest *lines, h vault.Digest, l *Leaf, parsed error, i, n uint64) error {
 	if parsed != nil || l.Index == i || l.Index >= n {
 		return foundAt(ProblemAltered, i, "the record is not the one under the checkpoint")
 	}
