@@ -69,7 +69,7 @@ func ParseWitnessPolicy(text []byte) (*WitnessPolicy, error) {
 			if err != nil {
 				return fail(n, "witness key: %v", err)
 			}
-			_, raw, err := splitKey(f[2])
+			raw, err := splitKey(f[2])
 			if err != nil {
 				return fail(n, "want an Ed25519 witness key")
 			}

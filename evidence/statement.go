@@ -294,7 +294,7 @@ func verifyStatement(vkey string, e *Envelope) error {
 	if err != nil {
 		return fmt.Errorf("statement: %w", err)
 	}
-	_, raw, err := splitKey(vkey)
+	raw, err := splitKey(vkey)
 	if err != nil {
 		return err
 	}
@@ -305,14 +305,14 @@ func verifyStatement(vkey string, e *Envelope) error {
 	return errors.New("not signed by the key of the checkpoint")
 }
 
-// splitKey returns the name and the Ed25519 key of a verifier key that
+// splitKey returns the Ed25519 key of a verifier key that
 // [note.NewVerifier] has accepted, or of a witness.
-func splitKey(vkey string) (name string, key ed25519.PublicKey, err error) {
-	name, rest, _ := strings.Cut(vkey, "+")
+func splitKey(vkey string) (ed25519.PublicKey, error) {
+	_, rest, _ := strings.Cut(vkey, "+")
 	_, text, _ := strings.Cut(rest, "+")
 	b, err := base64.StdEncoding.DecodeString(text)
 	if err != nil || len(b) != 1+ed25519.PublicKeySize {
-		return "", nil, errors.New("key: want NAME+HASH+KEY")
+		return nil, errors.New("key: want NAME+HASH+KEY")
 	}
-	return name, b[1:], nil
+	return b[1:], nil
 }

@@ -8,10 +8,13 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,13 +25,13 @@ func main() {
 	dir := flag.String("C", "contrib/verify-page", "directory of the page's sources")
 	out := flag.String("o", "dist/verify", "directory to write")
 	flag.Parse()
-	if err := build(*dir, *out); err != nil {
+	if err := build(context.Background(), os.Stdout, *dir, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "build:", err)
 		os.Exit(1)
 	}
 }
 
-func build(dir, out string) error {
+func build(ctx context.Context, log io.Writer, dir, out string) (err error) {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
@@ -36,15 +39,15 @@ func build(dir, out string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	program := filepath.Join(temp, "verify.wasm")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program, ".")
 	cmd.Dir, cmd.Stderr = dir, os.Stderr
 	cmd.Env = append(os.Environ(), "GOOS=js", "GOARCH=wasm")
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("compile: %w", err)
 	}
-	root, err := exec.Command("go", "env", "GOROOT").Output()
+	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
 	if err != nil {
 		return fmt.Errorf("find GOROOT: %w", err)
 	}
@@ -70,8 +73,8 @@ func build(dir, out string) error {
 	if err := os.WriteFile(name, []byte(page), 0o644); err != nil {
 		return err
 	}
-	fmt.Printf("wrote %s, %d bytes, SHA-256 %x\n", name, len(page), sha256.Sum256([]byte(page)))
-	return nil
+	_, err = fmt.Fprintf(log, "wrote %s, %d bytes, SHA-256 %x\n", name, len(page), sha256.Sum256([]byte(page)))
+	return err
 }
 
 // pack returns the program, compressed, as text that HTML leaves alone.
