@@ -30,6 +30,8 @@ var owners = map[string][]string{
 	"github.com/open-policy-agent/opa":         {"internal/policy"},
 	"cel.dev/cel-go":                           {"internal/policy"},
 	"github.com/modelcontextprotocol/go-sdk":   {"internal/mcp"},
+	"github.com/envoyproxy/go-control-plane":   {"internal/authz"},
+	"google.golang.org/grpc":                   {"internal/authz"},
 	"modernc.org/sqlite":                       {"internal/store"},
 	"github.com/jackc/pgx/v5":                  {"internal/store"},
 	"github.com/landlock-lsm/go-landlock":      {"internal/sandbox/process", "internal/sandbox"},

@@ -82,6 +82,7 @@ type Facts struct {
 	Calls   int      // calls of this task so far
 	Denies  int      // refusals of this task so far
 	Grade   Grade    // of the sandbox that would run it
+	Outside bool     // another gateway has the effect: nothing here runs it, and no grade is claimed
 	Lowered *Label   // what stages join to the label of the result; nil for nothing
 }
 

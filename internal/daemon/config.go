@@ -49,6 +49,7 @@ type Config struct {
 	Approvals Approvals `yaml:"approvals"` //
 	Limits    Limits    `yaml:"limits"`    //
 	Sandbox   Sandbox   `yaml:"sandbox"`   //
+	Doors     Doors     `yaml:"doors"`     //
 	Log       Log       `yaml:"log"`       //
 
 	// egress is how requests leave, where a test stands in for the internet; zero
@@ -125,6 +126,13 @@ type Limits struct {
 // Sandbox says what isolation is demanded of everything this daemon starts.
 type Sandbox struct {
 	MinGrade string `yaml:"min_grade"` // A, B, C, D or none; "" means B
+}
+
+// Doors let other gateways ask for decisions.
+type Doors struct {
+	AuthZEN        bool   `yaml:"authzen"`         // serve /access/v1/evaluation(s) on the HTTP listener and the admin socket
+	ExtAuthz       string `yaml:"ext_authz"`       // gRPC for Envoy: loopback host:port, or the absolute path of a Unix socket; "" means none
+	TrustPrincipal bool   `yaml:"trust_principal"` // take the SPIFFE ID that Envoy authenticated for the caller's
 }
 
 // Log says what is logged.
@@ -259,7 +267,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Log{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Doors{}, Log{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -395,6 +403,9 @@ func (c *Config) check() error {
 	}
 	if len(c.Policy.Bundles) > 0 && len(c.Policy.Hooks) == 0 {
 		return errors.New("policy.bundles: no hook asks them; add policy.hooks or remove the bundle")
+	}
+	if c.Doors.TrustPrincipal && c.Doors.ExtAuthz == "" {
+		return errors.New("doors.trust_principal: there is no doors.ext_authz whose word it could be")
 	}
 	return c.checkListen()
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/capability"
 	"github.com/pilox/vault/internal/approval"
+	"github.com/pilox/vault/internal/authz"
 	"github.com/pilox/vault/internal/egress"
 	"github.com/pilox/vault/internal/flow"
 	"github.com/pilox/vault/internal/gateway"
@@ -71,6 +72,7 @@ type Daemon struct {
 	policy    *policy.Policy
 	desk      *approval.Desk
 	egress    *egress.Client
+	doors     *authz.Doors
 	upstreams *mcp.Upstreams
 	front     *mcp.Front
 	gateway   *gateway.Gateway

@@ -113,6 +113,9 @@ func (d *Daemon) newServer(h http.Handler) *http.Server {
 
 // Listen opens the admin socket and the loopback listener.
 func (d *Daemon) Listen(ctx context.Context) error {
+	if err := d.openDoors(ctx); err != nil {
+		return err
+	}
 	if err := d.listenAdmin(ctx); err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
@@ -131,29 +134,9 @@ const maxSocketPath = 103
 // listenAdmin opens the Unix socket. Whoever can reach it is known by the kernel's
 // word; the directory keeps other users out.
 func (d *Daemon) listenAdmin(ctx context.Context) error {
-	path := d.conf.Socket()
-	if len(path) > maxSocketPath {
-		return fmt.Errorf("%s is longer than a socket path can be (%d bytes): set listen.admin", path, maxSocketPath)
-	}
-	// The store's lock says that no other daemon serves this data, so a socket
-	// that lies here is left over.
-	switch info, err := os.Lstat(path); {
-	case errors.Is(err, os.ErrNotExist):
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s is there and is no socket: set listen.admin", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	l, err := listenUnix(ctx, d.conf.Socket())
 	if err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, l.Close())
+		return fmt.Errorf("%w: set listen.admin", err)
 	}
 	api := &admin.API{
 		Backend: backend{d},
@@ -168,10 +151,40 @@ func (d *Daemon) listenAdmin(ctx context.Context) error {
 	mux.Handle("/v1/", api.Handler())
 	mux.Handle("/mcp", loopbackHost(d.front))
 	mux.HandleFunc("POST /session", d.openSession)
+	if d.conf.Doors.AuthZEN {
+		mux.Handle("/access/v1/", loopbackHost(d.doors.Handler()))
+	}
 	s := d.newServer(mux)
 	s.ConnContext = console.ConnContext
 	d.serve(s, l)
 	return nil
+}
+
+// listenUnix opens a socket for the daemon's user alone. The store's lock says that
+// no other daemon serves this data, so a socket that lies there is left over.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("%s is longer than a socket path can be (%d bytes)", path, maxSocketPath)
+	}
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("%s is there and is no socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // loopbackHost gives requests over the Unix socket, which have no host, one that
@@ -206,6 +219,9 @@ func (d *Daemon) listenHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("/mcp", d.front)
 	mux.HandleFunc("POST /session", d.openSession)
+	if d.conf.Doors.AuthZEN {
+		mux.Handle("/access/v1/", d.doors.Handler())
+	}
 	mux.Handle("/console/", d.listeners.console.Handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Www-Authenticate", "Bearer")

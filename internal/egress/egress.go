@@ -212,6 +212,13 @@ func failure(code vault.Code, executed vault.Executed, cause error) *vault.Denia
 	return d
 }
 
+// Check reports a *vault.Denial unless a call of kind egress is one request that
+// every server reads alike, for whoever sends it in our place.
+func Check(ctx context.Context, call *vault.Call) error {
+	_, err := request(ctx, call)
+	return err
+}
+
 // request builds the HTTP request from canonical arguments. Nothing the agent
 // says becomes a header but the content type.
 func request(ctx context.Context, call *vault.Call) (*http.Request, error) {

@@ -211,6 +211,9 @@ func signed(f *vault.Facts) error {
 
 // grade finds out what isolation the target has and holds it against the grant.
 func (g *Gateway) grade(ctx context.Context, f *vault.Facts) error {
+	if f.Outside {
+		return nil
+	}
 	grade, remote, err := g.Runner.Grade(ctx, f)
 	if err != nil {
 		return err
@@ -329,7 +332,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	}
 	var denied *vault.Denial
 	err := guard("release", func() error {
-		if !res.IsError && !res.Partial {
+		if !res.IsError && !res.Partial && !f.Outside {
 			if err := g.Catalogue.CheckResult(ctx, f.Call, f.Tool, res.Raw); err != nil {
 				return err
 			}
