@@ -65,13 +65,13 @@ func startPostgres(ctx context.Context, dir string) (at string, stop func(), err
 	}
 	for range 600 {
 		if run("pg_isready", "-q", "-h", dir).Run() == nil {
-			if c, err := net.Dial("unix", filepath.Join(dir, ".s.PGSQL.5432")); err == nil {
+			if c, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, ".s.PGSQL.5432")); err == nil {
 				_ = c.Close()
 				q := url.Values{"host": {dir}, "sslmode": {"disable"}}
 				return (&url.URL{Scheme: "postgres", User: url.User("vault"), Path: "/postgres", RawQuery: q.Encode()}).String(), stop, nil
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
+		<-time.After(50 * time.Millisecond)
 	}
 	stop()
 	return "", nil, errors.New("postgres does not answer")

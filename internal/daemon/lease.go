@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,10 @@ func StoreSQL() string { return store.PostgresSQL() }
 func (d *Daemon) openLease(ctx context.Context) error {
 	l := &lease{rows: d.rows, holder: vault.NewCallID(), began: time.Now(), length: leaseTime}
 	d.lease = l
+	if !store.IsPostgres(d.conf.Store) {
+		l.until.Store(math.MaxInt64)
+		return nil
+	}
 	if d.conf.Ledger.WAL {
 		l.length = leaseWAL
 		var err error

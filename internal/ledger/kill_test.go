@@ -24,7 +24,7 @@ func TestKill(t *testing.T) {
 		writeUntilKilled(t, dir)
 		return
 	}
-	kills := 20
+	kills := 12
 	switch {
 	case os.Getenv("PVAULT_LONG") != "":
 		kills = 10_000

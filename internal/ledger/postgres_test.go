@@ -45,9 +45,9 @@ func TestOnPostgres(t *testing.T) {
 	}
 	t.Run("the server is restarted", func(t *testing.T) { testServerRestart(t, pg) })
 	t.Run("yesterday's dump is restored", func(t *testing.T) { testDump(t, pg, &n) })
-	t.Run("kill with a local log", func(t *testing.T) { kill(t, database(t), 3, true) })
+	t.Run("kill with a local log", func(t *testing.T) { kill(t, database(t), 2, true) })
 	t.Run("kill", func(t *testing.T) {
-		kills := 8
+		kills := 4
 		switch {
 		case os.Getenv("PVAULT_LONG") != "":
 			kills = 2000
@@ -67,7 +67,7 @@ func testTakeOver(t *testing.T) {
 	acked := map[uint64]vault.Digest{}
 	var wg sync.WaitGroup
 	leds := []*Ledger{r.led}
-	for range 4 {
+	for range 2 {
 		next := &rig{t: t, dir: r.dir, url: r.url, key: r.key}
 		last := leds[len(leds)-1]
 		for p := range 8 {
@@ -123,7 +123,7 @@ func testPipeline(t *testing.T) {
 	var wg sync.WaitGroup
 	for p := range 3 * pipelined {
 		wg.Go(func() {
-			for i := 0; i < 12; {
+			for i := 0; i < 4; {
 				got, err := r.led.Commit(context.Background(), intent(vault.TaskID(fmt.Sprintf("t-%d", p%50)), fmt.Sprint(i)))
 				if err != nil {
 					time.Sleep(time.Millisecond)

@@ -43,7 +43,7 @@ func StartPostgres(t testing.TB) *Postgres {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	p := &Postgres{dir: dir, bin: filepath.Dir(found[len(found)-1])}
 	if os.Geteuid() == 0 {
 		p.asUser(t)
@@ -73,7 +73,8 @@ func (p *Postgres) asUser(t testing.TB) {
 }
 
 func (p *Postgres) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(context.Background(), filepath.Join(p.bin, name), args...)
+	// Cleanup stops servers after the test's own context is over.
+	cmd := exec.CommandContext(context.Background(), filepath.Join(p.bin, name), args...) //nolint:forbidigo // see above
 	cmd.Dir = p.dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.cred, Setpgid: true}
 	return cmd
@@ -81,6 +82,23 @@ func (p *Postgres) command(name string, args ...string) *exec.Cmd {
 
 // Start starts the server after [Postgres.Kill] and waits until it answers.
 func (p *Postgres) Start(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		why, ok := p.try(t)
+		if ok {
+			return
+		}
+		// The processes of a server that was killed may outlive it for a moment, and
+		// while they hold its memory a new one does not start.
+		if time.Now().After(deadline) || !strings.Contains(why, "shared memory block") {
+			t.Fatalf("postgres does not answer: %s", why)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// try starts the server and reports whether it answers, else what it said last.
+func (p *Postgres) try(t testing.TB) (why string, ok bool) {
 	t.Helper()
 	p.cmd = p.command("postgres", "-D", filepath.Join(p.dir, "data"), "-k", p.dir, "-c", "listen_addresses=",
 		"-c", "max_connections=60", "-c", "shared_buffers=64MB", "-c", "max_wal_size=2GB", "-c", "unix_socket_permissions=0777")
@@ -97,11 +115,11 @@ func (p *Postgres) Start(t testing.TB) {
 	p.done = make(chan struct{})
 	go func(cmd *exec.Cmd, done chan struct{}) { _ = cmd.Wait(); close(done) }(p.cmd, p.done)
 	for deadline := time.Now().Add(time.Minute); ; {
-		c, err := net.Dial("unix", filepath.Join(p.dir, ".s.PGSQL.5432"))
+		c, err := new(net.Dialer).DialContext(t.Context(), "unix", filepath.Join(p.dir, ".s.PGSQL.5432"))
 		if err == nil {
 			c.Close()
 			if p.command("pg_isready", "-q", "-h", p.dir).Run() == nil {
-				return
+				return "", true
 			}
 		}
 		select {
@@ -112,7 +130,7 @@ func (p *Postgres) Start(t testing.TB) {
 			}
 		}
 		text, _ := os.ReadFile(filepath.Join(p.dir, "log"))
-		t.Fatalf("postgres does not answer: %s", text)
+		return string(text[max(0, len(text)-1000):]), false
 	}
 }
 
