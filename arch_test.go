@@ -39,6 +39,8 @@ var owners = map[string][]string{
 	"github.com/santhosh-tekuri/jsonschema/v6": {"internal/tool"},
 	"filippo.io/age":                           {"internal/keystore"},
 	"github.com/spf13/cobra":                   {"cmd/pvault"},
+	"github.com/spiffe/go-spiffe/v2":           {"internal/identity"},
+	"github.com/go-jose/go-jose/v4":            {"internal/oauth"},
 }
 
 // TestLayers holds the one rule of ARCHITECTURE.md: the root imports the standard

@@ -50,6 +50,8 @@ type Binding struct {
 	Bearer   bool   // the token came alone over loopback HTTP
 	Exporter []byte // tls-exporter value of the connection
 	SPIFFE   string // SPIFFE ID that mutual TLS authenticated
+	DPoP     Digest // RFC 7638 thumbprint of the key that signed a fresh DPoP proof for this request
+	Remote   bool   // the other end of a TLS connection is another host
 }
 
 // A ProofKind says how a caller proved possession of its capability. The zero
@@ -60,6 +62,7 @@ type ProofKind string
 const (
 	ProofSignature ProofKind = "signature" // one signature for this call
 	ProofSession   ProofKind = "session"   // MAC under a session key
+	ProofDPoP      ProofKind = "dpop"      // a signature for this HTTP request: method, URL and token, not the body (RFC 9449)
 	ProofSVID      ProofKind = "svid"      // the transport authenticated a SPIFFE ID
 	ProofChannel   ProofKind = "channel"   // a socket the daemon holds for the sandbox
 	ProofPeer      ProofKind = "peer"      // Unix peer credentials

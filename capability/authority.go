@@ -65,6 +65,7 @@ type authority struct {
 	issuer *RootIssuer
 	grant  vault.Grant // everything that does not depend on the target
 	holder Holder
+	jkt    vault.Digest // RFC 7638 thumbprint of the holder's key; zero if it has none
 	key    vault.Digest // SHA-256 of the chain with signatures
 
 	issued, notBefore, expires time.Time
@@ -196,6 +197,7 @@ func (a *authority) bind(t *trust) error {
 		return vault.NewDenial(vault.CodeCapabilityAudience, "", fmt.Errorf("audience %q", root.Audience))
 	}
 	a.holder = a.chain.Holder()
+	a.jkt = a.holder.Key.JWKThumbprint()
 	for _, l := range a.chain.links {
 		if len(l.kid) == 0 || l.Holder == nil || !l.Holder.Key.IsZero() {
 			continue

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 
 	"github.com/pilox/vault"
@@ -50,6 +51,19 @@ func KeyOf(pub crypto.PublicKey) (Key, error) {
 		return Key{alg: algES256, x: [32]byte(b[1:33]), y: [32]byte(b[33:65])}, nil
 	}
 	return Key{}, fmt.Errorf("public key %T: want Ed25519 or P-256", pub)
+}
+
+// Public returns k as an ed25519.PublicKey or *ecdsa.PublicKey; nil for the zero Key.
+func (k Key) Public() crypto.PublicKey {
+	switch k.alg {
+	case algEd25519:
+		return ed25519.PublicKey(slices.Clone(k.x[:]))
+	case algES256:
+		if pub, err := k.p256(); err == nil {
+			return pub
+		}
+	}
+	return nil
 }
 
 // IsZero reports whether k is no key.
@@ -156,6 +170,19 @@ func (k Key) Thumbprint() vault.Digest {
 		return vault.Digest{}
 	}
 	return sha256.Sum256(b)
+}
+
+// JWKThumbprint returns the SHA-256 thumbprint of the key as a JWK (RFC 7638, and
+// RFC 8037 for Ed25519), zero for the zero Key.
+func (k Key) JWKThumbprint() vault.Digest {
+	enc := base64.RawURLEncoding
+	switch k.alg {
+	case algEd25519:
+		return sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + enc.EncodeToString(k.x[:]) + `"}`))
+	case algES256:
+		return sha256.Sum256([]byte(`{"crv":"P-256","kty":"EC","x":"` + enc.EncodeToString(k.x[:]) + `","y":"` + enc.EncodeToString(k.y[:]) + `"}`))
+	}
+	return vault.Digest{}
 }
 
 func (k Key) p256() (*ecdsa.PublicKey, error) {

@@ -158,7 +158,7 @@ func (v *Verifier) keep(s *session, now time.Time) error {
 	defer v.smu.Unlock()
 	same := 0
 	for id, old := range v.sessions {
-		if !now.Before(old.expires) {
+		if !now.Before(old.expires) || v.cfg.Revocations.isRevoked(old.authority) {
 			delete(v.sessions, id)
 		} else if old.authority.key == s.authority.key {
 			same++

@@ -123,7 +123,7 @@ func newTrust(roots []RootIssuer, audience string, e *Engines) (trust, error) {
 // be seen is not claimed.
 func sameUID(b vault.Binding) bool {
 	switch {
-	case b.Channel != "", len(b.Exporter) > 0, b.SPIFFE != "":
+	case b.Channel != "", b.Remote:
 		return false
 	case b.Peer:
 		return b.PeerUID == os.Getuid()
@@ -340,6 +340,9 @@ func (v *Verifier) prove(a *authority, s *session, call *vault.Call, now time.Ti
 
 func (v *Verifier) proveKey(a *authority, s *session, call *vault.Call, now time.Time) (vault.ProofKind, error) {
 	cred := &call.Credential
+	if a.signsRequest(cred) {
+		return vault.ProofDPoP, nil
+	}
 	if (len(cred.MAC) == 0) == (len(cred.Signature) == 0) {
 		return "", errNoProof
 	}
@@ -366,6 +369,15 @@ func (v *Verifier) proveKey(a *authority, s *session, call *vault.Call, now time
 		return "", errReplay
 	}
 	return vault.ProofSignature, nil
+}
+
+// signsRequest reports whether the edge has checked a DPoP proof (RFC 9449) that the
+// holder's key signed, and the call brings nothing of its own. Such a proof covers
+// method, URL and token of the HTTP request and not its body: it shows who sent the
+// request, and not what was in it.
+func (a *authority) signsRequest(cred *vault.Credential) bool {
+	return !a.jkt.IsZero() && cred.Binding.DPoP == a.jkt &&
+		len(cred.MAC) == 0 && len(cred.Signature) == 0 && len(cred.Session) == 0
 }
 
 // finish adds to g what the proof says.
@@ -452,6 +464,10 @@ func (v *Verifier) Recheck(ctx context.Context, g *vault.Grant) error {
 	}
 	return nil
 }
+
+// RevokedRoot reports whether what g names, the task, agents, links, issuer and issue
+// time of a root, was revoked. It needs no chain.
+func (v *Verifier) RevokedRoot(g *vault.Grant) bool { return v.cfg.Revocations.revokes(subjectOf(g)) }
 
 // Revoked returns a channel that is closed when g is revoked, at once if it is.
 // Grants of one chain share it.

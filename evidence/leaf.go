@@ -203,7 +203,7 @@ func validPhase(p vault.Phase) bool {
 
 func validProof(p vault.ProofKind) bool {
 	switch p {
-	case "", vault.ProofSignature, vault.ProofSession, vault.ProofChannel, vault.ProofPeer, vault.ProofSVID, vault.ProofBearer:
+	case "", vault.ProofSignature, vault.ProofSession, vault.ProofDPoP, vault.ProofChannel, vault.ProofPeer, vault.ProofSVID, vault.ProofBearer:
 		return true
 	}
 	return false

@@ -25,7 +25,7 @@ func (a *app) capability() *cobra.Command {
 		Use: "cap", Short: "Mint, attenuate, inspect, verify and revoke capabilities", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList())
+	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList(), a.capStatusList())
 	return c
 }
 
@@ -133,8 +133,8 @@ func (a *app) chain(s string) (capability.Chain, error) {
 func (a *app) capRevoke() *cobra.Command {
 	var r admin.RevokeRequest
 	c := &cobra.Command{
-		Use:   "revoke task|agent|link|all [ID]",
-		Short: "Stop a task, an agent, a link with all it delegated, or everything",
+		Use:   "revoke task|agent|link|issuer|all [ID]",
+		Short: "Stop a task, an agent, a link with all it delegated, an issuer's key, or everything",
 		Long:  "Revoke authority. It counts from the next call on, and calls in flight are cancelled. Stopping needs no\napprover, because it only takes authority away. A revocation cannot be undone: mint again.",
 		Example: example(
 			"pvault cap revoke task t-0123456789abcdefghjkmnpqrs --why 'wrong recipient'",
@@ -147,7 +147,7 @@ func (a *app) capRevoke() *cobra.Command {
 			}
 			switch {
 			case r.What == "all" && r.ID != "", r.What != "all" && r.ID == "":
-				return usage{errors.New("want task ID, agent ID, link ID, or all")}
+				return usage{errors.New("want task ID, agent ID, link ID, issuer KID, or all")}
 			}
 			client, _, err := a.client()
 			if err != nil {

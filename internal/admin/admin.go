@@ -50,6 +50,10 @@ type Status struct {
 	SessionKey string `json:"session_key"`
 	// IssuerKey signs root links; whoever verifies a capability offline pins it.
 	IssuerKey string `json:"issuer_key"`
+	// StatusKey signs status lists.
+	StatusKey string `json:"status_key"`
+	// TLS is the address of the TLS listener, "" if there is none.
+	TLS string `json:"tls,omitempty"`
 }
 
 // A TaskRequest opens a task instance from a task file.
@@ -59,7 +63,8 @@ type TaskRequest struct {
 	Agent  string `json:"agent,omitempty"`  // name of the agent; empty means "local"
 	New    bool   `json:"new,omitempty"`    // a new instance even if one is open
 	// Bind says what the capability is bound to: "peer" (the caller's uid, the
-	// default), "bearer", or "key:" and the base64url of an Ed25519 public key.
+	// default), "bearer", "key:" and the base64url of an Ed25519 public key, a key in
+	// the form of capability.Key (ed25519:…, p256:…), or a SPIFFE ID.
 	Bind string `json:"bind,omitempty"`
 }
 
@@ -74,6 +79,7 @@ type Task struct {
 	State     string        `json:"state"` // open, closed, revoked
 	Rejoined  bool          `json:"rejoined,omitempty"`
 	Token     string        `json:"token,omitempty"`
+	Status    *int          `json:"status,omitempty"` // index in the status list
 }
 
 // A CallRequest is one call made by hand or by a script.
@@ -183,7 +189,7 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// A RevokeRequest names what is stopped: one of link, agent, task, all.
+// A RevokeRequest names what is stopped: one of link, agent, task, issuer, all.
 type RevokeRequest struct {
 	What string `json:"what"`
 	ID   string `json:"id,omitempty"`
@@ -202,6 +208,8 @@ type Backend interface {
 	Tasks(ctx context.Context) ([]Task, error)
 	CloseTask(ctx context.Context, id vault.TaskID) error
 	Revoke(ctx context.Context, peer Peer, r RevokeRequest) (event uint64, err error)
+	// StatusList returns the Status List Token of all root links, to be found at uri.
+	StatusList(ctx context.Context, uri string) (string, error)
 
 	Call(ctx context.Context, peer Peer, r CallRequest) (CallAnswer, error)
 	Run(ctx context.Context, peer Peer, r RunRequest, out func(Frame) error) error

@@ -61,6 +61,10 @@ func (s *API) Handler() http.Handler {
 		return b.Revoke(r.Context(), peerFrom(r), in)
 	}))
 
+	mux.HandleFunc("GET /v1/status-list", reply(s, func(r *http.Request) (any, error) {
+		return b.StatusList(r.Context(), r.URL.Query().Get("uri"))
+	}))
+
 	mux.HandleFunc("POST /v1/call", take(s, func(r *http.Request, in CallRequest) (any, error) {
 		return b.Call(r.Context(), peerFrom(r), in)
 	}))

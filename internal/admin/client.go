@@ -171,6 +171,11 @@ func (c *Client) Revoke(ctx context.Context, r RevokeRequest) (event uint64, err
 	return event, c.json(ctx, http.MethodPost, "/v1/revoke", r, &event)
 }
 
+// StatusList returns the signed status list of all root links.
+func (c *Client) StatusList(ctx context.Context, uri string) (list string, err error) {
+	return list, c.json(ctx, http.MethodGet, "/v1/status-list?uri="+url.QueryEscape(uri), nil, &list)
+}
+
 // Call makes one call.
 func (c *Client) Call(ctx context.Context, r CallRequest) (a CallAnswer, err error) {
 	return a, c.json(ctx, http.MethodPost, "/v1/call", r, &a)

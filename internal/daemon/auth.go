@@ -62,10 +62,11 @@ type channel struct {
 }
 
 // authenticate finds out who sends a request: a sandbox by its channel, a local
-// process by its Unix socket, or the bearer of a token on loopback. Whether the
-// binding suffices for the capability is the verifier's word.
+// process by its Unix socket, a TLS client by its SVID, the holder of a key by a DPoP
+// proof, or the bearer of a token on loopback. Whether the binding suffices for the
+// capability is the verifier's word. A proof is used up once it has shown a holder.
 func (d *Daemon) authenticate(r *http.Request) (mcp.Caller, error) {
-	cred, err := credentialOf(r)
+	cred, err := d.credentialOf(r)
 	if err != nil {
 		return mcp.Caller{}, err
 	}
@@ -78,6 +79,10 @@ func (d *Daemon) authenticate(r *http.Request) (mcp.Caller, error) {
 		d.gateway.CountStranger("mcp", vault.DenialOf(err).Reason.Code)
 		return mcp.Caller{}, err
 	}
+	if err := d.useProof(r); err != nil {
+		d.gateway.CountStranger("mcp", vault.DenialOf(err).Reason.Code)
+		return mcp.Caller{}, err
+	}
 	view, generation := d.views.get(grant.Chain)
 	if view == nil {
 		if err := d.hookAdmit(r.Context(), "mcp", &grant); err != nil {
@@ -87,22 +92,24 @@ func (d *Daemon) authenticate(r *http.Request) (mcp.Caller, error) {
 		d.views.put(grant.Chain, view, generation)
 	}
 	cred.Session = nil // the front fills in the proof
-	return mcp.Caller{Key: grant.Chain.String() + string(grant.Proof), Credential: cred, View: view}, nil
+	return mcp.Caller{Key: grant.Chain.String() + string(grant.Proof), Credential: cred, View: view, Over: d.verifier.Revoked(&grant)}, nil
 }
 
 // credentialOf takes the binding from the connection and the chain from the
 // channel or the Authorization header.
-func credentialOf(r *http.Request) (vault.Credential, error) {
+func (d *Daemon) credentialOf(r *http.Request) (vault.Credential, error) {
 	if c, ok := r.Context().Value(channelKey{}).(channel); ok {
 		return vault.Credential{Chain: c.chain, Binding: vault.Binding{Channel: c.id}}, nil
 	}
-	var b vault.Binding
-	if p, ok := console.PeerFrom(r.Context()); ok {
-		b = vault.Binding{Peer: true, PeerUID: p.UID}
-	} else if fromLoopback(r) {
-		b = vault.Binding{Bearer: true}
+	b, err := d.bindingOf(r)
+	if err != nil {
+		return vault.Credential{}, vault.NewDenial(vault.CodeProof, "", err)
 	}
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if proof := proofOf(r); proof != nil {
+		token, ok = strings.CutPrefix(r.Header.Get("Authorization"), dpopScheme)
+		b.DPoP = proof.Thumbprint()
+	}
 	if !ok {
 		return vault.Credential{}, vault.NewDenial(vault.CodeCapabilityMissing, "", nil)
 	}
@@ -111,6 +118,17 @@ func credentialOf(r *http.Request) (vault.Credential, error) {
 		return vault.Credential{}, vault.NewDenial(vault.CodeCapabilityMalformed, "", err)
 	}
 	return vault.Credential{Chain: chain, Binding: b}, nil
+}
+
+// bindingOf says what the connection of a request proves about the other end.
+func (d *Daemon) bindingOf(r *http.Request) (vault.Binding, error) {
+	if p, ok := console.PeerFrom(r.Context()); ok {
+		return vault.Binding{Peer: true, PeerUID: p.UID}, nil
+	}
+	if r.TLS != nil {
+		return d.tlsBinding(r)
+	}
+	return vault.Binding{Bearer: fromLoopback(r)}, nil
 }
 
 // fromLoopback reports whether the other end of a TCP connection is this host.

@@ -37,7 +37,7 @@ func (d *Daemon) status() admin.Status {
 		Tenant: string(d.tenant), Cluster: d.cluster, Ledger: d.ledger.Head().Size, LedgerKey: d.ledger.VerifierKey(),
 		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
-		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(),
+		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls,
 	}
 }
 
@@ -162,10 +162,15 @@ func (b backend) Revoke(ctx context.Context, peer admin.Peer, r admin.RevokeRequ
 			return 0, invalid(err)
 		}
 		v.Link = id
+	case "issuer":
+		if r.ID != rootKID {
+			return 0, notFound("issuer", r.ID)
+		}
+		v.Issuer = r.ID
 	case "all":
 		v.Everything = true
 	default:
-		return 0, invalid(fmt.Errorf("revoke %q: want task, agent, link or all", r.What))
+		return 0, invalid(fmt.Errorf("revoke %q: want task, agent, link, issuer or all", r.What))
 	}
 	if err := b.d.revoked.Add(v); err != nil {
 		return 0, invalid(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -47,6 +48,7 @@ type Config struct {
 	Ledger    Ledger    `yaml:"ledger"`    //
 	Policy    Policy    `yaml:"policy"`    //
 	Approvals Approvals `yaml:"approvals"` //
+	Exchange  Exchange  `yaml:"exchange"`  //
 	Limits    Limits    `yaml:"limits"`    //
 	Sandbox   Sandbox   `yaml:"sandbox"`   //
 	Doors     Doors     `yaml:"doors"`     //
@@ -55,13 +57,24 @@ type Config struct {
 	// egress is how requests leave, where a test stands in for the internet; zero
 	// means the host's resolver and network. What vault.yaml says comes on top.
 	egress egress.Config
+	// jwks fetches key sets where a test stands in for an issuer; nil means the network.
+	jwks *http.Client
 }
 
 // Listen says where the daemon can be reached.
 type Listen struct {
-	HTTP   string `yaml:"http"`   // loopback host:port; "" means 127.0.0.1:7700, off means none
-	Admin  string `yaml:"admin"`  // unix, or the path of the socket; "" means unix
-	Bearer bool   `yaml:"bearer"` // accept capabilities that nothing binds, on loopback; every record says so
+	HTTP   string    `yaml:"http"`   // loopback host:port; "" means 127.0.0.1:7700, off means none
+	Admin  string    `yaml:"admin"`  // unix, or the path of the socket; "" means unix
+	Bearer bool      `yaml:"bearer"` // accept capabilities that nothing binds, on loopback; every record says so
+	TLS    ListenTLS `yaml:"tls"`
+}
+
+// ListenTLS is a listener for agents on other hosts. The zero ListenTLS is none.
+type ListenTLS struct {
+	Address     string `yaml:"address"`     // host:port; "" means no such listener
+	Certificate string `yaml:"certificate"` // PEM file; its names are the only Host values that are served
+	Key         string `yaml:"key"`         // PEM file
+	Clients     string `yaml:"clients"`     // SPIFFE trust bundle of domain, for clients with an X.509-SVID; "" means that none may show one
 }
 
 // Policy names the operator's bundles and hooks. None means that the capability
@@ -163,6 +176,11 @@ func LoadConfig(path string, getenv func(string) string) (Config, error) {
 			if !filepath.IsAbs(key.File) {
 				key.File = filepath.Join(filepath.Dir(path), key.File)
 				c.Policy.Keys[id] = key
+			}
+		}
+		for _, p := range c.files() {
+			if *p != "" && !filepath.IsAbs(*p) && !strings.Contains(*p, "://") {
+				*p = filepath.Join(filepath.Dir(path), *p)
 			}
 		}
 	}
@@ -267,7 +285,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Doors{}, Log{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Doors{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -407,13 +425,32 @@ func (c *Config) check() error {
 	if c.Doors.TrustPrincipal && c.Doors.ExtAuthz == "" {
 		return errors.New("doors.trust_principal: there is no doors.ext_authz whose word it could be")
 	}
+	if err := c.Exchange.complete(); err != nil {
+		return err
+	}
 	return c.checkListen()
 }
 
-// checkListen refuses everything but loopback: the listener has no TLS yet.
+// files are the paths in c that are relative to vault.yaml.
+func (c *Config) files() []*string {
+	t, x := &c.Listen.TLS, &c.Exchange
+	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle}
+	for i := range x.Issuers {
+		out = append(out, &x.Issuers[i].JWKS)
+	}
+	for i := range x.Grants {
+		out = append(out, &x.Grants[i].Task)
+	}
+	return out
+}
+
+// checkListen refuses everything but loopback for the listener without TLS.
 func (c *Config) checkListen() error {
 	if c.Listen.Admin != "unix" && !filepath.IsAbs(c.Listen.Admin) {
 		return fmt.Errorf("listen.admin %q: want unix or an absolute path", c.Listen.Admin)
+	}
+	if t := &c.Listen.TLS; *t != (ListenTLS{}) && (t.Address == "" || t.Certificate == "" || t.Key == "") {
+		return errors.New("listen.tls: address, certificate and key are required")
 	}
 	if c.Listen.HTTP == "off" {
 		return nil
@@ -423,7 +460,7 @@ func (c *Config) checkListen() error {
 		return fmt.Errorf("listen.http %q: want host:port or off", c.Listen.HTTP)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("listen.http %q: this version listens on loopback only", c.Listen.HTTP)
+		return fmt.Errorf("listen.http %q: without TLS only loopback; other hosts reach listen.tls", c.Listen.HTTP)
 	}
 	return nil
 }

@@ -31,9 +31,11 @@ import (
 	"github.com/pilox/vault/internal/flow"
 	"github.com/pilox/vault/internal/gateway"
 	"github.com/pilox/vault/internal/guard"
+	"github.com/pilox/vault/internal/identity"
 	"github.com/pilox/vault/internal/keystore"
 	"github.com/pilox/vault/internal/ledger"
 	"github.com/pilox/vault/internal/mcp"
+	"github.com/pilox/vault/internal/oauth"
 	"github.com/pilox/vault/internal/policy"
 	"github.com/pilox/vault/internal/sandbox/process"
 	"github.com/pilox/vault/internal/store"
@@ -77,6 +79,10 @@ type Daemon struct {
 	front     *mcp.Front
 	gateway   *gateway.Gateway
 	approvers map[string]keystore.Approver // by name
+	prover    *oauth.Prover
+	trust     *identity.Trust // of TLS clients; nil if none may show an SVID
+	exchange  *exchange       // nil if nothing is configured
+	statuses  int             // next index of the status list, -1 before it is known; under tasksMu
 	views     views
 	pending   pending // revocations that wait for the ledger
 	keeps     string  // privileges that could not be given up, for the operator
@@ -100,7 +106,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 	// harder when large results are in flight.
 	debug.SetMemoryLimit(512 << 20)
 
-	d = &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant)}
+	d = &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant), statuses: -1}
 	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -122,6 +128,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		{"policy", d.openPolicy},
 		{"approvals", d.openApprovals},
 		{"gateway", d.openGateway},
+		{"token exchange", d.openExchange},
 		{"recovery", d.recover},
 		{"record of the start", d.recordStart},
 	} {
@@ -334,6 +341,7 @@ func (d *Daemon) openApprovals(context.Context) error {
 }
 
 func (d *Daemon) openGateway(context.Context) error {
+	d.prover = oauth.NewProver(nil)
 	d.flow = flow.New(flow.Config{})
 	out := d.conf.egress
 	out.Timeout, out.MaxResponse = d.conf.Limits.Call, int64(d.conf.Limits.Result)
@@ -361,6 +369,7 @@ func (d *Daemon) openGateway(context.Context) error {
 			_ = d.refuseEarly(ctx, &vault.Call{ID: vault.NewCallID(), Edge: "mcp", Credential: *cred}, denial) // the front answers by itself
 		},
 		Upstreams: d.upstreams,
+		Challenge: challenge,
 		Name:      "vault",
 		Version:   Version,
 		Log:       d.log,

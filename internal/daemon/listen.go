@@ -28,6 +28,7 @@ type listeners struct {
 
 	wg      sync.WaitGroup // of the accepting goroutines
 	http    string         // address of the loopback listener, "" for none
+	tls     string         // address of the TLS listener, "" for none
 	console *console.Console
 }
 
@@ -118,6 +119,11 @@ func (d *Daemon) Listen(ctx context.Context) error {
 	}
 	if err := d.listenAdmin(ctx); err != nil {
 		return fmt.Errorf("admin socket: %w", err)
+	}
+	if d.conf.Listen.TLS.Address != "" {
+		if err := d.listenTLS(ctx); err != nil {
+			return fmt.Errorf("listen on %s: %w", d.conf.Listen.TLS.Address, err)
+		}
 	}
 	if d.conf.Listen.HTTP == "off" {
 		return nil
@@ -217,18 +223,26 @@ func (d *Daemon) listenHTTP(ctx context.Context) error {
 		return errors.Join(err, l.Close())
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/mcp", d.front)
-	mux.HandleFunc("POST /session", d.openSession)
-	if d.conf.Doors.AuthZEN {
-		mux.Handle("/access/v1/", d.doors.Handler())
-	}
 	mux.Handle("/console/", d.listeners.console.Handler())
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Www-Authenticate", "Bearer")
-		http.Error(w, "nothing here without authentication", http.StatusUnauthorized)
-	})
+	d.agentRoutes(mux, d.front)
 	d.serve(d.newServer(console.Guard(mux, hosts...)), l)
 	return nil
+}
+
+// agentRoutes adds what agents reach over TCP, by loopback or TLS.
+func (d *Daemon) agentRoutes(mux *http.ServeMux, front http.Handler) {
+	mux.Handle("/mcp", d.proven(front))
+	mux.HandleFunc("POST /session", d.openSession)
+	if d.conf.Doors.AuthZEN {
+		mux.Handle("/access/v1/", d.proven(d.doors.Handler()))
+	}
+	if d.exchange != nil {
+		mux.HandleFunc("POST /token", d.exchangeToken)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", challenge)
+		http.Error(w, "nothing here without authentication", http.StatusUnauthorized)
+	})
 }
 
 // forget drops a server that was closed before the daemon is.
@@ -275,11 +289,11 @@ func (d *Daemon) openSession(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "want base64url", http.StatusUnauthorized)
 		return
 	}
-	var b vault.Binding
-	if p, ok := console.PeerFrom(r.Context()); ok {
-		b = vault.Binding{Peer: true, PeerUID: p.UID}
-	} else {
-		b = vault.Binding{Bearer: true}
+	b, err := d.bindingOf(r)
+	if err != nil {
+		d.gateway.CountStranger("session", vault.CodeProof)
+		http.Error(w, "the connection proves nothing any more", http.StatusUnauthorized)
+		return
 	}
 	answer, err := d.verifier.OpenSession(r.Context(), request, b)
 	if err != nil {

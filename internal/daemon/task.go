@@ -45,6 +45,7 @@ type taskDoc struct {
 	Token    string        `json:"token"`  // worth nothing without what it is bound to; empty if nothing binds it
 	Holder   string        `json:"holder"` // what it is bound to
 	Approver string        `json:"approver"`
+	Status   *int          `json:"status,omitempty"` // index in the status list
 	Revoked  bool          `json:"revoked,omitempty"`
 }
 
@@ -101,9 +102,19 @@ func parseHolder(bind string, peer admin.Peer) (*capability.Holder, error) {
 	case bind == "bearer":
 		return &capability.Holder{Bearer: true}, nil
 	}
+	if strings.HasPrefix(bind, "ed25519:") || strings.HasPrefix(bind, "p256:") {
+		var key capability.Key
+		if err := key.UnmarshalText([]byte(bind)); err != nil {
+			return nil, fmt.Errorf("bind: %w", err)
+		}
+		return capability.HeldBy(key), nil
+	}
+	if strings.HasPrefix(bind, "spiffe://") {
+		return &capability.Holder{SPIFFE: bind}, nil
+	}
 	text, ok := strings.CutPrefix(bind, "key:")
 	if !ok {
-		return nil, fmt.Errorf("bind %q: want peer, bearer or key:PUBLIC", bind)
+		return nil, fmt.Errorf("bind %q: want peer, bearer, key:PUBLIC, ed25519:…, p256:… or spiffe://…", bind)
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(text)
 	if err != nil || len(raw) != ed25519.PublicKeySize {
@@ -156,7 +167,7 @@ func decodeTask(row store.Task) (taskDoc, error) {
 }
 
 func describe(row store.Task, doc taskDoc) admin.Task {
-	t := admin.Task{ID: row.ID, Agent: doc.Agent, Principal: row.Principal, Purpose: doc.Purpose, Opened: row.Opened, Expires: doc.Expires, State: string(row.State)}
+	t := admin.Task{ID: row.ID, Status: doc.Status, Agent: doc.Agent, Principal: row.Principal, Purpose: doc.Purpose, Opened: row.Opened, Expires: doc.Expires, State: string(row.State)}
 	switch {
 	case doc.Revoked:
 		t.State = "revoked"
@@ -218,6 +229,11 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	if !holder.Bearer {
 		doc.Token = chain.Text()
 	}
+	status, err := d.nextStatus(ctx)
+	if err != nil {
+		return admin.Task{}, err
+	}
+	doc.Status = &status
 	view, err := json.Marshal(capability.Inspect(chain))
 	if err != nil {
 		return admin.Task{}, fmt.Errorf("describe capability: %w", err)

@@ -42,6 +42,7 @@ const (
 	Approval   Purpose = "approval"    // questions to people
 	Ledger     Purpose = "ledger"      // checkpoints
 	Anchor     Purpose = "anchor"      // digests anchored outside
+	StatusList Purpose = "status-list" // lists of what was revoked, for others
 )
 
 // Errors to branch on.
@@ -133,7 +134,7 @@ func (s *Store) Signer(p Purpose) (*Key, error) {
 
 func known(p Purpose) bool {
 	switch p {
-	case TenantRoot, Gateway, Approval, Ledger, Anchor:
+	case TenantRoot, Gateway, Approval, Ledger, Anchor, StatusList:
 		return true
 	}
 	return false

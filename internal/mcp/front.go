@@ -28,6 +28,9 @@ type Caller struct {
 	Credential vault.Credential
 	// View is what the caller's task may see. Nil shows nothing.
 	View *View
+	// Over is closed when the caller's authority is revoked: its listening streams
+	// end. Nil never is.
+	Over <-chan struct{}
 }
 
 // FrontConfig says how a Front works.
@@ -40,6 +43,9 @@ type FrontConfig struct {
 	// Upstreams is told when a session ends and reports updated resources. Nil if
 	// calls go elsewhere; then there are no subscriptions.
 	Upstreams *Upstreams
+	// Challenge is the WWW-Authenticate header of a request that is not authenticated.
+	// Empty means Bearer.
+	Challenge string
 	// Hosts are the Host and Origin values to accept, in lower case, with or without port.
 	// Nil accepts the loopback names only.
 	Hosts []string
@@ -85,6 +91,9 @@ func NewFront(cfg FrontConfig) (*Front, error) {
 	}
 	if cfg.Name == "" {
 		cfg.Name = "vault"
+	}
+	if cfg.Challenge == "" {
+		cfg.Challenge = "Bearer"
 	}
 	if cfg.Version == "" {
 		cfg.Version = "1"
@@ -151,7 +160,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		d := vault.DenialOf(err)
 		f.cfg.Log.InfoContext(r.Context(), "mcp request not authenticated", "code", d.Reason.Code, "cause", d.Err)
-		w.Header().Set("Www-Authenticate", "Bearer")
+		w.Header().Set("Www-Authenticate", f.cfg.Challenge)
 		writeJSON(w, http.StatusUnauthorized, appendErrorObject(nil, nil, denialObject(d)))
 		return
 	}
@@ -257,7 +266,7 @@ func (f *Front) get(w http.ResponseWriter, r *http.Request, caller Caller) {
 			return
 		}
 	}
-	f.serveListener(w, r, s.listener)
+	f.serveListener(w, r, s.listener, caller.Over)
 }
 
 // delete ends a session.

@@ -176,12 +176,13 @@ func (f *Front) unwatched(target vault.Target) {
 	}
 }
 
-// serveListener writes what a listener queues until client or session go away.
-func (f *Front) serveListener(w http.ResponseWriter, r *http.Request, l *listener) {
+// serveListener writes what a listener queues until client, session or authority go
+// away.
+func (f *Front) serveListener(w http.ResponseWriter, r *http.Request, l *listener, over <-chan struct{}) {
 	startSSE(w)
 	out := &reply{w: w, sse: true}
 	out.flush()
-	f.pump(r.Context(), l, out)
+	f.pump(r.Context(), l, out, over)
 }
 
 func (r *reply) flush() {
@@ -232,7 +233,7 @@ func (f *Front) listen(q *request) {
 		return
 	}
 	if l.tools || l.prompts || l.resources || len(l.uris) > 0 {
-		f.pump(q.r.Context(), l, out)
+		f.pump(q.r.Context(), l, out, q.caller.Over)
 	}
 	b := append(vault.AppendQuoted([]byte(`{"resultType":"complete","_meta":{`), metaListenID), ':')
 	b = append(append(b, q.id...), '}', '}')
@@ -240,7 +241,7 @@ func (f *Front) listen(q *request) {
 }
 
 // pump writes what is queued until somebody ends it.
-func (f *Front) pump(ctx context.Context, l *listener, out *reply) {
+func (f *Front) pump(ctx context.Context, l *listener, out *reply, over <-chan struct{}) {
 	for {
 		select {
 		case msg := <-l.queue:
@@ -248,6 +249,8 @@ func (f *Front) pump(ctx context.Context, l *listener, out *reply) {
 				return
 			}
 		case <-l.done:
+			return
+		case <-over:
 			return
 		case <-ctx.Done():
 			return
