@@ -52,6 +52,7 @@ type Config struct {
 	Limits    Limits    `yaml:"limits"`    //
 	Sandbox   Sandbox   `yaml:"sandbox"`   //
 	Doors     Doors     `yaml:"doors"`     //
+	Autonomy  Autonomy  `yaml:"autonomy"`  // what the autonomy levels of task files mean
 	Log       Log       `yaml:"log"`       //
 
 	// egress is how requests leave, where a test stands in for the internet; zero
@@ -285,7 +286,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Doors{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -426,6 +427,9 @@ func (c *Config) check() error {
 		return errors.New("doors.trust_principal: there is no doors.ext_authz whose word it could be")
 	}
 	if err := c.Exchange.complete(); err != nil {
+		return err
+	}
+	if _, err := c.Autonomy.levels(); err != nil {
 		return err
 	}
 	return c.checkListen()

@@ -341,6 +341,10 @@ func (d *Daemon) openApprovals(context.Context) error {
 }
 
 func (d *Daemon) openGateway(context.Context) error {
+	levels, err := d.conf.Autonomy.levels()
+	if err != nil {
+		return err
+	}
 	d.prover = oauth.NewProver(nil)
 	d.flow = flow.New(flow.Config{})
 	out := d.conf.egress
@@ -360,8 +364,8 @@ func (d *Daemon) openGateway(context.Context) error {
 		Tasks:        &gateway.Tasks{MaxInFlight: d.conf.Limits.InFlight},
 		Log:          d.log,
 		ApprovalWait: d.conf.Approvals.Wait,
+		Autonomy:     gateway.Autonomy{Levels: gatewayLevels(levels), Strikes: d.conf.Autonomy.Strikes},
 	}
-	var err error
 	d.front, err = mcp.NewFront(mcp.FrontConfig{
 		Gateway:      d.gateway,
 		Authenticate: d.authenticate,

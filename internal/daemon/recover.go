@@ -76,12 +76,17 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) (past []gat
 		}
 		at := map[string]int{}
 		callers := map[string]vault.AgentID{} // by call in flight; a task has as many agents as it delegates to
+		violations, lowered := 0, 0
 		for rec, err := range d.ledger.Records(ctx, 0, d.ledger.Head().Size, run, true) {
 			if err != nil {
 				return nil, nil, fmt.Errorf("read run %s: %w", run, err)
 			}
 			switch {
+			case rec.Class == vault.ClassTask && rec.Phase == vault.PhaseNoted && rec.Verdict == vault.Deny:
+				lowered++ // a step down of the task's autonomy
 			case rec.Class != vault.ClassCall:
+			case rec.Phase == vault.PhaseRefused && gateway.Violates(vault.Code(rec.Reason)):
+				violations++
 			case rec.Phase == vault.PhaseIntent:
 				at[rec.Call] = len(past)
 				past = append(past, gateway.Past{Task: run, ID: rec.Call, Phase: vault.PhaseUnknown, Intent: rec.Index})
@@ -94,6 +99,11 @@ func (d *Daemon) pastCalls(ctx context.Context, r *ledger.Recovered) (past []gat
 				d.retaint(callers[rec.Call], &rec)
 				delete(callers, rec.Call)
 			}
+		}
+		// Refusals are recorded within a rate, the steps down always.
+		violations = max(violations, lowered*d.gateway.Autonomy.Step())
+		if err := d.restoreAutonomy(ctx, run, violations); err != nil {
+			return nil, nil, err
 		}
 	}
 	return past, reached, nil

@@ -47,6 +47,7 @@ type taskDoc struct {
 	Approver string        `json:"approver"`
 	Status   *int          `json:"status,omitempty"` // index in the status list
 	Revoked  bool          `json:"revoked,omitempty"`
+	Autonomy string        `json:"autonomy,omitempty"` // level it began with; "" is none
 }
 
 var agentName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
@@ -186,6 +187,13 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	if !agentName.MatchString(agent) {
 		return admin.Task{}, invalid(fmt.Errorf("agent %q: want lower-case letters, digits, '.', '_' and '-'", agent))
 	}
+	levels, err := d.conf.Autonomy.levels()
+	if err != nil {
+		return admin.Task{}, err
+	}
+	if file, err = file.Under(levels); err != nil {
+		return admin.Task{}, invalid(err)
+	}
 	link, err := file.Claims(func(name string) (vault.ServerID, bool) {
 		s, err := d.catalogue.Server(name)
 		return s.ID, err == nil
@@ -225,6 +233,12 @@ func (d *Daemon) mint(ctx context.Context, file *taskfile.File, holder *capabili
 	doc := taskDoc{
 		Agent: link.Agent, Purpose: file.Purpose, Issued: link.Issued.Time(), Expires: link.Expires.Time(),
 		Chain: chain.Digest(), Root: chain.IDs()[0], Holder: holder.String(), Approver: approver,
+		Autonomy: file.Autonomy,
+	}
+	if doc.Autonomy != "" {
+		if err := d.gateway.Autonomy.Set(id, doc.Autonomy, 0); err != nil {
+			return admin.Task{}, err
+		}
 	}
 	if !holder.Bearer {
 		doc.Token = chain.Text()
@@ -327,6 +341,7 @@ func (d *Daemon) closeRun(ctx context.Context, id vault.TaskID, why string) erro
 		return err
 	}
 	d.gateway.Tasks.Forget(id)
+	d.gateway.Autonomy.Forget(id)
 	return nil
 }
 

@@ -91,6 +91,12 @@ func (g *Gateway) recheck(ctx context.Context, f *vault.Facts, d decided, approv
 				return out
 			}
 		}
+		if len(approvals) == 0 && g.Autonomy.asks(f).Verdict != vault.Allow {
+			// The level was lowered while the call was on its way.
+			out := vault.NewDenial(vault.CodeBusy, "", errors.New("the autonomy of the task was lowered and the call has to be decided again"))
+			out.Retry = vault.RetryAfter
+			return out
+		}
 		for _, a := range approvals {
 			if err := g.Approver.Recheck(ctx, a, f, d.decision, d.policy); err != nil {
 				return err

@@ -33,8 +33,10 @@ type Gateway struct {
 	Runner    Runner
 	Recorder  Recorder
 
-	Tasks *Tasks       // required: calls in flight and budgets
-	Log   *slog.Logger // required
+	Tasks *Tasks // required: calls in flight and budgets
+	// Autonomy is the levels of tasks; the zero Autonomy has none.
+	Autonomy Autonomy
+	Log      *slog.Logger // required
 
 	// ApprovalWait is how long a call waits for a person before it returns
 	// pending. Zero means 25 seconds, below the timeouts of common clients.
@@ -180,6 +182,7 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 		for _, group := range f.Grant.Ask {
 			v = v.Join(vault.Asked(group, vault.CodeApprovalRequired, "", "the task file demands it"))
 		}
+		v = v.Join(g.Autonomy.asks(f))
 		if v = v.Join(g.Flow.Check(ctx, f)); v.Verdict == vault.Deny {
 			return denial(v)
 		}

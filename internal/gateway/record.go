@@ -143,6 +143,7 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 	if d.Verdict == "pending" {
 		return d // the asked event stands for it
 	}
+	g.strike(ctx, f, d.Reason.Code)
 	missed, ok := g.Tasks.refusals.allow(f.Grant.Agent)
 	if !ok {
 		return d

@@ -14,9 +14,15 @@ import (
 // task id, audience, also that of the third parties, times (the file says how long in
 // [File.Life]) and holder.
 //
+// A file with an autonomy level has to be expanded by [File.Under] before: without
+// calls in its budgets it is an error.
+//
 // resolve returns the id of a registered server. A server that it does not know is
 // an error at its rule, in [Errors]: a grant for nothing would look like one.
 func (f *File) Claims(resolve func(server string) (vault.ServerID, bool)) (capability.Link, error) {
+	if f.Budgets.Calls == 0 || f.Life == 0 {
+		return capability.Link{}, Errors{f.autonomy.err("autonomy", "the level is not expanded")}
+	}
 	var problems Errors
 	grants := capability.Grants{}
 	ids := make(map[string]vault.ServerID)

@@ -18,7 +18,7 @@ import (
 var (
 	fileKeys = []string{
 		"version", "purpose", "principal", "life", "inputs", "sandbox", "tools", "resources",
-		"prompts", "server_requests", "egress", "budgets", "labels", "delegate", "caveats", "ask", "sign_at",
+		"prompts", "server_requests", "egress", "budgets", "labels", "delegate", "caveats", "ask", "sign_at", "autonomy",
 	}
 	sandboxKeys  = []string{"min_grade", "escalate"}
 	ruleKeys     = []string{"args", "ask"}
@@ -64,8 +64,16 @@ func (d *decoder) file(n *yaml.Node) *File {
 			d.fail(v, "principal", "want user:NAME or service:NAME")
 		}
 	}
-	if v := need("life", "say how long it may last: 30m"); v != nil {
-		f.Life = d.life(v, "life")
+	if v := m["autonomy"]; v != nil {
+		f.Autonomy = d.level(v, "autonomy")
+		f.autonomy = place{v.Line, v.Column, "autonomy"}
+	}
+	// A level gives what the file does not say.
+	given := m["autonomy"] != nil
+	if v := m["life"]; v != nil || !given {
+		if v = need("life", "say how long it may last: 30m"); v != nil {
+			f.Life = d.life(v, "life")
+		}
 	}
 	if v := m["inputs"]; v != nil {
 		f.Inputs.Path = d.text(v, "inputs", maxConstraint)
@@ -90,8 +98,12 @@ func (d *decoder) file(n *yaml.Node) *File {
 	if v := m["egress"]; v != nil {
 		f.Egress = d.egress(v, "egress")
 	}
-	if v := need("budgets", "say at least how many calls: budgets: {calls: 50}"); v != nil {
-		f.Budgets = d.budgets(v, "budgets", f.Tools)
+	budgets := m["budgets"]
+	if budgets == nil && !given {
+		budgets = need("budgets", "say at least how many calls: budgets: {calls: 50}")
+	}
+	if v := budgets; v != nil {
+		f.Budgets = d.budgets(v, "budgets", f.Tools, given)
 		if f.Budgets.BytesOut > 0 && m["egress"] != nil {
 			// A capability with both allows no request at all.
 			d.unsupported(v, "budgets.bytes_out", "a budget of bytes does not count requests to hosts in this version", "remove it or egress")
@@ -153,7 +165,7 @@ func (d *decoder) sandbox(n *yaml.Node, path string) (s Sandbox) {
 			if err != nil {
 				d.fail(v, path+".min_grade", "%v", err)
 			}
-			s.MinGrade = g
+			s.MinGrade, s.stated = g, true
 		}
 	}
 	return s
@@ -260,7 +272,7 @@ func hostName(s string) error {
 	return nil
 }
 
-func (d *decoder) budgets(n *yaml.Node, path string, tools []Rule) (b Budgets) {
+func (d *decoder) budgets(n *yaml.Node, path string, tools []Rule, given bool) (b Budgets) {
 	entries := d.entries(n, path)
 	calls := false
 	for _, e := range entries {
@@ -288,7 +300,7 @@ func (d *decoder) budgets(n *yaml.Node, path string, tools []Rule) (b Budgets) {
 	if len(b.Sums) > maxSums {
 		d.fail(n, path, "more than %d sums", maxSums)
 	}
-	if !calls && n.Kind == yaml.MappingNode {
+	if !calls && !given && n.Kind == yaml.MappingNode {
 		d.failHint(n, path, "a task without a bound on calls is never over", "calls is missing")
 	}
 	return b

@@ -55,10 +55,10 @@ var ErrUnsupported = errors.New("not supported by this version")
 
 // A File is a parsed and validated task file. It is read-only.
 type File struct {
-	Version   int    // 1
-	Purpose   string // what the task is for, shown to approvers
-	Principal string // for whom: user:clerk@example.com
-	Life      time.Duration
+	Version   int           // 1
+	Purpose   string        // what the task is for, shown to approvers
+	Principal string        // for whom: user:clerk@example.com
+	Life      time.Duration // zero: what the autonomy level gives
 	Inputs    Inputs
 	Sandbox   Sandbox
 
@@ -77,7 +77,12 @@ type File struct {
 	Ask      []string // approval groups that every call asks
 	SignAt   string   // least risk that demands a signature per call; "" is none
 
-	digest vault.Digest
+	// Autonomy is the level that gives what the file leaves out; "" is none. What
+	// it gives is filled in by [File.Under].
+	Autonomy string
+
+	digest   vault.Digest
+	autonomy place
 }
 
 // Inputs is the user's own words: the only task text that counts as trusted.
@@ -90,6 +95,8 @@ type Inputs struct {
 type Sandbox struct {
 	// MinGrade is the least grade. Zero is vault.GradeNone: any.
 	MinGrade vault.Grade
+
+	stated bool // the file says a grade
 }
 
 // A Rule grants one target, or all targets of a server.
@@ -109,7 +116,7 @@ type Labels struct {
 
 // Budgets bound what the task may use up in all.
 type Budgets struct {
-	Calls      int64         // required, so never zero
+	Calls      int64         // zero: what the autonomy level gives
 	BytesOut   int64         // bytes of arguments; zero: no such budget
 	Recipients int64         // different ones; zero: no such budget
 	Hosts      int64         // different ones; zero: no such budget
