@@ -110,6 +110,9 @@ func TestExampleFiles(t *testing.T) {
 		t.Fatalf("no policies: %v", err)
 	}
 	for _, path := range policies {
+		if strings.HasSuffix(path, "_test.rego") {
+			continue
+		}
 		var conf strings.Builder
 		b, err := os.ReadFile(path)
 		if err != nil {

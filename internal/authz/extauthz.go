@@ -22,7 +22,7 @@ import (
 
 // tokenHeader carries the capability where Authorization is the upstream's. It is
 // taken out of the request that goes on.
-const tokenHeader = "x-vault-capability"
+const tokenHeader = "x-vault-capability" //nolint:gosec // the name of a header
 
 // denialHeader says in the answer to the client why, for programs.
 const denialHeader = "x-vault-denial"

@@ -37,8 +37,8 @@ func TestCompleteConfig(t *testing.T) {
 	env := func(k string) string { return map[string]string{"HOME": "/home/u"}[k] }
 	for _, tt := range []struct{ name, yaml, want string }{
 		{"another version", "version: 2", "reads version 1"},
-		{"a public address", "listen: {http: 0.0.0.0:7700}", "loopback only"},
-		{"a public name", "listen: {http: example.com:7700}", "loopback only"},
+		{"a public address", "listen: {http: 0.0.0.0:7700}", "only loopback"},
+		{"a public name", "listen: {http: example.com:7700}", "only loopback"},
 		{"a relative socket", "listen: {admin: x.sock}", "absolute path"},
 		{"a store that is not here", "store: mysql://u:hunter2@x", "want sqlite or postgres"},
 		{"a bundle nobody signed", "policy: {bundles: [{dir: p}], hooks: [{at: tool.call, query: data.x}]}", "unsigned: true"},

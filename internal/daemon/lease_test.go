@@ -49,7 +49,7 @@ func TestLeaseIsHandedOver(t *testing.T) {
 	if err := second.openLease(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer second.closers[0]() //nolint:errcheck // the server ends with the test
+	defer second.closers[0]()
 	if err := first.lease.renew(t.Context()); !errors.Is(err, store.ErrHeld) {
 		t.Fatalf("taken back: %v", err)
 	}

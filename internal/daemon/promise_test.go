@@ -852,11 +852,12 @@ var cryptographyOf = map[string][]string{
 	"crypto/aes":                   {"internal/ledger"},
 	"crypto/cipher":                {"internal/ledger", "evidence"},
 	"crypto/ecdh":                  {"capability"},
-	"crypto/ecdsa":                 {"capability"},
-	"crypto/elliptic":              {"capability"},
+	"crypto/ecdsa":                 {"capability", "evidence", "internal/oauth"}, // evidence verifies Rekor entries; oauth holds keys of issuers to their kind
+	"crypto/elliptic":              {"capability", "evidence"},
 	"crypto/hkdf":                  {"capability"},
-	"crypto/hmac":                  {"capability", "evidence"},
-	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger"},
+	"crypto/hmac":                  {"capability", "evidence", "internal/oauth"}, // oauth makes nonces that it need not keep
+	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger", "internal/oauth"},
+	"crypto/rsa":                   {"internal/oauth"}, // the type of an issuer's key; go-jose verifies
 	"filippo.io/age":               {"internal/keystore"},
 	"golang.org/x/mod/sumdb/note":  {"evidence"},
 	"golang.org/x/mod/sumdb/tlog":  {"evidence", "internal/ledger"},

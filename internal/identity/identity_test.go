@@ -163,7 +163,7 @@ func TestServerTLS(t *testing.T) {
 		{"a client that speaks TLS 1.2", c, tls.VersionTLS12, "", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			client := &tls.Config{InsecureSkipVerify: true, MaxVersion: tt.most} //nolint:gosec // the test looks at the server's side
+			client := &tls.Config{InsecureSkipVerify: true, MaxVersion: tt.most}
 			if tt.ca != nil {
 				leaf, key := tt.ca.leaf(nil, "spiffe://example.org/agent/a")
 				client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

@@ -10,8 +10,8 @@ import (
 // The identifiers of RFC 8693, and ours for identities that it has none for.
 const (
 	GrantType       = "urn:ietf:params:oauth:grant-type:token-exchange"
-	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
-	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
+	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // the name of a type
+	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // the name of a type
 	TypeJWT         = "urn:ietf:params:oauth:token-type:jwt"
 	TypeJWTSVID     = "urn:dev.pilox.vault:token-type:jwt-svid"
 	// TypeX509SVID says that the client is the subject itself, by the certificate of

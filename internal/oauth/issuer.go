@@ -92,7 +92,7 @@ func NewIssuers(list []Issuer, client *http.Client, now func() time.Time) (*Issu
 		case c.Issuer == "" || c.Audience == "" || c.JWKS == "":
 			return nil, errors.New("issuer, audience and jwks are required")
 		case !prefixForm.MatchString(c.Prefix) || c.Prefix == "spiffe:":
-			return nil, fmt.Errorf("issuer %s: prefix %q: want a word and a colon, not spiffe:", c.Issuer, c.Prefix)
+			return nil, fmt.Errorf("issuer %s: prefix %q: want a word and a colon, and not that of SPIFFE", c.Issuer, c.Prefix)
 		case seen[c.Issuer] || seen["prefix "+c.Prefix]:
 			return nil, fmt.Errorf("issuer %s or its prefix %s is there twice: two issuers must not name the same principal", c.Issuer, c.Prefix)
 		}

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -80,5 +81,30 @@ func TestTry(t *testing.T) {
 	}
 	if _, err := policy.Try(t.Context(), cfg, "data.p.nothing", []byte(`{}`)); err == nil {
 		t.Error("a query that no rule has")
+	}
+}
+
+// The examples that people start from: each says how to wire it, loads, passes its
+// own tests, and has no line that they do not reach.
+func TestExamplesPassTheirTests(t *testing.T) {
+	dirs, err := filepath.Glob("../../examples/policy/*")
+	if err != nil || len(dirs) < 10 {
+		t.Fatalf("%d examples, %v", len(dirs), err)
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			s, err := policy.Test(t.Context(), dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range s.Tests {
+				if !r.Pass {
+					t.Errorf("%+v", r)
+				}
+			}
+			if len(s.Missed) > 0 {
+				t.Errorf("no test reaches %v", s.Missed)
+			}
+		})
 	}
 }

@@ -128,6 +128,7 @@ func jsonOf(n *yaml.Node) ([]byte, error) {
 				return []byte(n.Value), nil
 			}
 		}
+	case yaml.DocumentNode, yaml.AliasNode, yaml.StreamNode: // the decoder lets none through
 	}
 	return nil, errors.New("want what JSON can say: text, plain numbers, true, false, null, lists and keys")
 }
