@@ -41,6 +41,7 @@ const (
 	ClassServer     Class = "server"     // registered, reviewed, quarantined, removed
 	ClassDaemon     Class = "daemon"     // started, stopped, self-test, key announced
 	ClassAccess     Class = "access"     // refused before a task is known, summed
+	ClassErasure    Class = "erasure"    // a field, or the key of a run: opened when ordered, closed when done
 )
 
 // A Field is a sensitive value of an event. The leaf holds a salted commitment
@@ -63,6 +64,7 @@ var classFields = map[Class][]string{
 	ClassServer:     {"definition", "note"},
 	ClassDaemon:     {"note"},
 	ClassAccess:     {"note"},
+	ClassErasure:    {"basis", "by", "what"},
 }
 
 // An Event is what a stage asks the ledger to record. The sequencer assigns

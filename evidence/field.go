@@ -95,11 +95,14 @@ type Opened struct {
 	NotKept    bool
 	Size       uint64
 	Commitment vault.Digest
+	// Erased marks a value that is gone with its salts. Only Commitment is left,
+	// which says nothing without the salt and keeps the other fields provable.
+	Erased bool
 }
 
 // Commit returns the commitment to o.
 func (o *Opened) Commit() vault.Digest {
-	if o.NotKept {
+	if o.NotKept || o.Erased {
 		return o.Commitment
 	}
 	return Commit(&o.Salt, o.Name, o.Value)
@@ -175,7 +178,7 @@ type Disclosure struct {
 // known, in the order of [vault.FieldsOf].
 func Disclose(idx uint64, class vault.Class, o Opened, commitments []vault.Digest) (Disclosure, error) {
 	at := slices.Index(vault.FieldsOf(class), o.Name)
-	if at < 0 || len(commitments) != len(vault.FieldsOf(class)) || o.NotKept {
+	if at < 0 || len(commitments) != len(vault.FieldsOf(class)) || o.NotKept || o.Erased {
 		return Disclosure{}, fmt.Errorf("disclose field %s of record %d: not a kept field of class %s", o.Name, idx, class)
 	}
 	nodes, err := proof.Inclusion(uint64(at), uint64(len(commitments)))

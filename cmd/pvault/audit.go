@@ -14,6 +14,7 @@ import (
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
+	"github.com/pilox/vault/internal/admin"
 )
 
 func (a *app) audit() *cobra.Command {
@@ -21,7 +22,7 @@ func (a *app) audit() *cobra.Command {
 		Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditVerify(), a.auditKey())
+	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditDisclose(), a.auditErase(), a.auditVerify(), a.auditKey())
 	return c
 }
 
@@ -124,6 +125,7 @@ func (a *app) auditProve() *cobra.Command {
 func (a *app) auditExport() *cobra.Command {
 	var run, out, since string
 	var disclose bool
+	var redact []string
 	c := &cobra.Command{
 		Use:   "export --output FILE",
 		Short: "Write an evidence bundle that verifies offline",
@@ -148,22 +150,18 @@ commitments unless --disclose is given.`,
 				return err
 			}
 			defer client.Close()
-			b, err := client.Export(cmd.Context(), vault.TaskID(run), disclose, from)
+			b, err := client.Export(cmd.Context(), admin.ExportRequest{Run: vault.TaskID(run), Disclose: disclose, Redact: redact, Since: from})
 			if err != nil {
 				return err
 			}
-			if err := os.WriteFile(out, b, 0o600); err != nil {
-				return fmt.Errorf("write bundle: %w", err)
-			}
-			return a.print(map[string]any{"bundle": out, "bytes": len(b)}, func(w io.Writer) {
-				fmt.Fprintf(w, "wrote %s, %d bytes; verify it with: pvault audit verify %s --key KEY\n", out, len(b), out)
-			})
+			return a.writeBundle(out, b)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&run, "run", "", "task whose run to export; empty means the whole ledger")
 	f.StringVarP(&out, "output", "o", "", "file to write")
 	f.BoolVar(&disclose, "disclose", false, "open the sensitive fields")
+	f.StringSliceVar(&redact, "redact", nil, "with --disclose: fields that stay closed, such as args,result")
 	f.StringVar(&since, "since", "", "file with a checkpoint the verifier holds, or its size: adds the proof that the ledger continues it")
 	return c
 }

@@ -286,7 +286,7 @@ func (t *tour) verify(ctx context.Context, s *tourStep) error {
 		return err
 	}
 	var err error
-	if t.bundle, err = t.client.Export(ctx, t.task.ID, false, 0); err != nil {
+	if t.bundle, err = t.client.Export(ctx, admin.ExportRequest{Run: t.task.ID}); err != nil {
 		return err
 	}
 	report, err := evidence.VerifyBytes(t.bundle, evidence.Options{Keys: []string{t.key}, Run: t.task.ID})

@@ -53,6 +53,7 @@ FIELDS = {
     "server": ["definition", "note"],
     "daemon": ["note"],
     "access": ["note"],
+    "erasure": ["basis", "by", "what"],
 }
 PHASES = "refused asked intent released done failed cancelled unknown opened closed noted".split()
 PROOFS = ["", "signature", "session", "channel", "peer", "svid", "bearer"]

@@ -196,6 +196,35 @@ type RevokeRequest struct {
 	Why  string `json:"why,omitempty"`
 }
 
+// An ExportRequest says what goes into a bundle. The zero value is the whole ledger,
+// with every sensitive field closed.
+type ExportRequest struct {
+	Run      vault.TaskID
+	Disclose bool     // open the sensitive fields
+	Redact   []string // fields that stay closed all the same
+	Since    uint64   // size of a ledger that the verifier holds; 0 is none
+	// Only opens one field of one record, and nothing else. An empty Field: no such limit.
+	Only struct {
+		Index uint64
+		Field string
+	}
+}
+
+// An EraseRequest names what is erased: one field of one event, or everything that
+// was recorded for a principal. Exactly one of Field and Subject is set.
+type EraseRequest struct {
+	Index   uint64 `json:"index,omitempty"`
+	Field   string `json:"field,omitempty"`
+	Subject string `json:"subject,omitempty"` // principal of the task file
+	Basis   string `json:"basis"`             // legal basis, up to 1 KiB
+}
+
+// An Erasure is what was erased.
+type Erasure struct {
+	Events []uint64       `json:"events"`         // that record it, one a field or run
+	Runs   []vault.TaskID `json:"runs,omitempty"` // whose keys are gone
+}
+
 // A Backend does what the API asks. Methods marked signed are called only after
 // an approver's signature over the request was verified; approver is its name.
 type Backend interface {
@@ -225,7 +254,8 @@ type Backend interface {
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)
-	Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64, w io.Writer) error
+	Export(ctx context.Context, r ExportRequest, w io.Writer) error
+	Erase(ctx context.Context, approver string, r EraseRequest) (Erasure, error) // signed
 
 	// Approver returns the public key of an approver by name.
 	Approver(name string) (key []byte, ok bool)

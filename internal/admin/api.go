@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -137,24 +138,61 @@ func (s *API) Handler() http.Handler {
 		s.write(w, "text/plain; charset=utf-8", proof)
 	})
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
 		out := &lateWriter{w: w}
-		var since uint64
-		if text := q.Get("since"); text != "" {
-			var err error
-			if since, err = strconv.ParseUint(text, 10, 64); err != nil {
-				s.fail(w, r, &Error{Code: "invalid", Message: "since: want a number of records"})
-				return
-			}
+		in, err := exportRequest(r.URL.Query())
+		if err != nil {
+			s.fail(w, r, err)
+			return
 		}
-		if err := b.Export(r.Context(), vault.TaskID(q.Get("run")), q.Has("disclose"), since, out); err != nil {
+		if err := b.Export(r.Context(), in, out); err != nil {
 			if out.started {
 				panic(http.ErrAbortHandler) // half a bundle must not look like a whole one
 			}
 			s.fail(w, r, err)
 		}
 	})
+	mux.HandleFunc("POST /v1/erase", signed(s, func(r *http.Request, approver string, in EraseRequest) (any, error) {
+		return b.Erase(r.Context(), approver, in)
+	}))
 	return s.authenticated(mux)
+}
+
+// exportRequest reads the query that [ExportRequest.query] writes.
+func exportRequest(q url.Values) (ExportRequest, error) {
+	r := ExportRequest{Run: vault.TaskID(q.Get("run")), Disclose: q.Has("disclose"), Redact: q["redact"]}
+	r.Only.Field = q.Get("field")
+	for name, to := range map[string]*uint64{"since": &r.Since, "index": &r.Only.Index} {
+		text := q.Get(name)
+		if text == "" {
+			continue
+		}
+		var err error
+		if *to, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return ExportRequest{}, &Error{Code: "invalid", Message: name + ": want a number of records"}
+		}
+	}
+	return r, nil
+}
+
+func (r *ExportRequest) query() url.Values {
+	q := url.Values{}
+	if r.Run != "" {
+		q.Set("run", string(r.Run))
+	}
+	if r.Disclose {
+		q.Set("disclose", "")
+	}
+	if len(r.Redact) > 0 {
+		q["redact"] = r.Redact
+	}
+	if r.Since > 0 {
+		q.Set("since", strconv.FormatUint(r.Since, 10))
+	}
+	if r.Only.Field != "" {
+		q.Set("field", r.Only.Field)
+		q.Set("index", strconv.FormatUint(r.Only.Index, 10))
+	}
+	return q
 }
 
 // A lateWriter sends the header of a bundle with its first byte, so that an error

@@ -292,20 +292,14 @@ func (c *Client) Prove(ctx context.Context, index uint64) ([]byte, error) {
 	return c.raw(ctx, "/v1/events/"+strconv.FormatUint(index, 10)+"/proof")
 }
 
-// Export returns the evidence bundle of a run, or of the whole log. A since above
-// zero adds the proof that the ledger continues its first since records.
-func (c *Client) Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64) ([]byte, error) {
-	q := url.Values{}
-	if run != "" {
-		q.Set("run", string(run))
-	}
-	if disclose {
-		q.Set("disclose", "")
-	}
-	if since > 0 {
-		q.Set("since", strconv.FormatUint(since, 10))
-	}
-	return c.raw(ctx, "/v1/export?"+q.Encode())
+// Export returns an evidence bundle.
+func (c *Client) Export(ctx context.Context, r ExportRequest) ([]byte, error) {
+	return c.raw(ctx, "/v1/export?"+r.query().Encode())
+}
+
+// Erase erases a field, or what was recorded for a principal.
+func (c *Client) Erase(ctx context.Context, r EraseRequest, approver string, key Signer) (e Erasure, err error) {
+	return e, c.signedJSON(ctx, http.MethodPost, "/v1/erase", r, &e, approver, key)
 }
 
 func (c *Client) raw(ctx context.Context, path string) ([]byte, error) {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -382,6 +381,9 @@ func eventJSON(rec *ledger.Record) (json.RawMessage, error) {
 		if f.NotKept {
 			e.Fields[f.Name] = fmt.Sprintf("(%d bytes, not kept)", f.Size)
 		}
+		if f.Erased {
+			e.Fields[f.Name] = "(erased)"
+		}
 	}
 	return json.Marshal(e)
 }
@@ -396,18 +398,6 @@ func (b backend) Prove(ctx context.Context, index uint64) ([]byte, error) {
 		return nil, err
 	}
 	return p.Marshal(), nil
-}
-
-// Export writes a bundle.
-func (b backend) Export(ctx context.Context, run vault.TaskID, disclose bool, since uint64, w io.Writer) error {
-	o := ledger.ExportOptions{Disclose: disclose, Since: since}
-	if run == "" {
-		return b.d.ledger.ExportAll(ctx, w, o)
-	}
-	if ok, err := b.d.rows.RunExists(ctx, run); err == nil && !ok {
-		return notFound("task", string(run))
-	}
-	return b.d.ledger.ExportRun(ctx, w, run, o)
 }
 
 // Approver returns the public key of an approver.

@@ -190,7 +190,7 @@ func (r *rig) status() admin.Status {
 // every intent in it has exactly one end.
 func (r *rig) wantSound() {
 	r.t.Helper()
-	bundle, err := r.admin.Export(r.t.Context(), "", true, 0)
+	bundle, err := r.admin.Export(r.t.Context(), admin.ExportRequest{Disclose: true})
 	if err != nil {
 		r.t.Fatal(err)
 	}

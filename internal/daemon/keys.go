@@ -26,6 +26,9 @@ func (k fieldKeys) Lookup(id string) (ledger.FieldKey, error) {
 	return fieldKey(b), err
 }
 
+// Erase destroys the key with this id.
+func (k fieldKeys) Erase(id string) error { return k.keys.Erase(id) }
+
 func fieldKey(b []byte) (f ledger.FieldKey) {
 	if len(b) == len(f) {
 		copy(f[:], b)

@@ -364,7 +364,7 @@ func (k *killRig) retry(id string, code vault.Code, executed vault.Executed) {
 // continuation of the one that was exported last.
 func (k *killRig) verify() {
 	k.t.Helper()
-	bundle, err := k.admin.Export(k.t.Context(), "", false, 0)
+	bundle, err := k.admin.Export(k.t.Context(), admin.ExportRequest{})
 	if err != nil {
 		k.t.Fatalf("export: %v\n%s", err, k.stderr)
 	}

@@ -289,3 +289,9 @@ func (k *probeKeys) Lookup(id string) (ledger.FieldKey, error) {
 	}
 	return v.(ledger.FieldKey), nil
 }
+
+// Erase forgets the key with this id.
+func (k *probeKeys) Erase(id string) error {
+	k.keys.Delete(id)
+	return nil
+}

@@ -560,7 +560,7 @@ func TestPromise06VerificationNeedsNoTrust(t *testing.T) {
 	wantAllowed(t, r.callAs(task, "c-1", "up", "act", `{"id":"one"}`))
 	r.wantPhases(task, "c-1", vault.PhaseIntent, vault.PhaseDone)
 	export := func(run vault.TaskID) []byte {
-		b, err := r.admin.Export(t.Context(), run, true, 0)
+		b, err := r.admin.Export(t.Context(), admin.ExportRequest{Run: run, Disclose: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -638,7 +638,7 @@ func TestPromise07SecretsStayOut(t *testing.T) {
 	}
 	say(r.status())
 	said.WriteString(r.daemon.Banner().String())
-	bundle, err := r.admin.Export(t.Context(), "", true, 0)
+	bundle, err := r.admin.Export(t.Context(), admin.ExportRequest{Disclose: true})
 	if err != nil {
 		t.Fatal(err)
 	}

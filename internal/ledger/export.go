@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
@@ -16,9 +17,28 @@ import (
 type ExportOptions struct {
 	// Disclose opens the sensitive fields that are still there.
 	Disclose bool
+	// Redact names fields that stay closed all the same.
+	Redact []string
+	// Only opens one field of one record and nothing else, whatever Disclose says.
+	// Nil: no such limit.
+	Only *FieldAt
 	// Since adds a proof that the ledger at this size is a prefix, for a verifier
 	// that holds a checkpoint of it. Zero: none. Scope log needs none.
 	Since uint64
+}
+
+// A FieldAt is one field of one record.
+type FieldAt struct {
+	Index uint64
+	Field string
+}
+
+// reveals reports whether a field may be opened.
+func (o *ExportOptions) reveals(idx uint64, field string) bool {
+	if o.Only != nil {
+		return *o.Only == FieldAt{idx, field}
+	}
+	return o.Disclose && !slices.Contains(o.Redact, field)
 }
 
 // ErrNoRun means that the ledger has no record of a run.
@@ -133,13 +153,13 @@ func (l *Ledger) bundle(ctx context.Context, entries func() iter.Seq2[evidence.E
 		}
 		return nil
 	}
-	if o.Disclose {
+	if o.Disclose || o.Only != nil {
 		b.Disclosures = func(yield func(evidence.Disclosure) error) error {
 			for e, err := range entries() {
 				if err != nil {
 					return err
 				}
-				if err := l.disclose(ctx, &e, yield); err != nil {
+				if err := l.disclose(ctx, &e, o.reveals, yield); err != nil {
 					return err
 				}
 			}
@@ -179,7 +199,7 @@ func (l *Ledger) anchors(ctx context.Context, cp evidence.Checkpoint) ([]evidenc
 }
 
 // disclose opens what can be opened of one record.
-func (l *Ledger) disclose(ctx context.Context, e *evidence.Entry, yield func(evidence.Disclosure) error) error {
+func (l *Ledger) disclose(ctx context.Context, e *evidence.Entry, reveal func(uint64, string) bool, yield func(evidence.Disclosure) error) error {
 	opened, err := l.fields(ctx, e.Index)
 	if errors.Is(err, ErrNoKey) || err == nil && len(opened) == 0 {
 		return nil
@@ -192,17 +212,21 @@ func (l *Ledger) disclose(ctx context.Context, e *evidence.Entry, yield func(evi
 		byName[opened[i].Name] = &opened[i]
 	}
 	names := vault.FieldsOf(e.Class)
+	at := slices.IndexFunc(opened, func(o evidence.Opened) bool { return !o.Erased })
+	if at < 0 {
+		return nil // nothing is left that could be opened
+	}
 	commitments := make([]vault.Digest, len(names))
 	for i, name := range names {
 		if o := byName[name]; o != nil {
 			commitments[i] = o.Commit()
 			continue
 		}
-		salt := evidence.NullSalt(&opened[0].Nulls, name)
+		salt := evidence.NullSalt(&opened[at].Nulls, name)
 		commitments[i] = evidence.Commit(&salt, name, nil)
 	}
 	for _, o := range opened {
-		if o.NotKept {
+		if o.NotKept || o.Erased || !reveal(e.Index, o.Name) {
 			continue
 		}
 		d, err := evidence.Disclose(e.Index, e.Class, o, commitments)

@@ -24,6 +24,8 @@ type Keys interface {
 	Key(id string) (FieldKey, error)
 	// Lookup returns the key with this id, or ErrNoKey.
 	Lookup(id string) (FieldKey, error)
+	// Erase destroys the key with this id, durably. None is no error.
+	Erase(id string) error
 }
 
 // keyID names the key of a run. The daemon's own cannot be mistaken for a task's:
@@ -66,6 +68,14 @@ func (a *aeads) get(run vault.TaskID) (id string, c cipher.AEAD, err error) {
 	}
 	a.made[run] = c
 	return id, c, nil
+}
+
+// erase destroys the key of a run and forgets its cipher.
+func (a *aeads) erase(run vault.TaskID) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.made, run)
+	return a.keys.Erase(keyID(run))
 }
 
 // lookup returns the cipher of a key that must exist.

@@ -307,6 +307,14 @@ func (l *Ledger) fields(ctx context.Context, idx uint64) ([]evidence.Opened, err
 	ciphers := map[string]cipher.AEAD{}
 	for i := range sealed {
 		s := &sealed[i]
+		if s.Key == keyErased {
+			o := evidence.Opened{Name: s.Field, Erased: true}
+			if copy(o.Commitment[:], s.Text) != len(s.Text) || len(s.Text) != len(o.Commitment) {
+				return nil, fmt.Errorf("%w: field %s of record %d", ErrCorrupt, s.Field, idx)
+			}
+			opened = append(opened, o)
+			continue
+		}
 		c := ciphers[s.Key]
 		if c == nil {
 			if c, err = l.aeads.lookup(s.Key); err != nil {

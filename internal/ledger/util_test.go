@@ -78,6 +78,14 @@ func (k *fileKeys) write(name string, b []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// Erase implements [Keys].
+func (k *fileKeys) Erase(id string) error {
+	if err := k.root.Remove(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return syncDir(k.root)
+}
+
 // Lookup implements [Keys].
 func (k *fileKeys) Lookup(id string) (FieldKey, error) {
 	f, err := k.root.Open(id)

@@ -113,7 +113,7 @@ GRANT SELECT, INSERT, UPDATE ON pvault.audit_head, pvault.audit_ckpt TO pvault_w
 GRANT SELECT, INSERT, UPDATE, DELETE ON pvault.audit_lease, pvault.task, pvault.record TO pvault_writer;
 GRANT SELECT ON pvault.schema_version TO pvault_writer;
 GRANT EXECUTE ON FUNCTION pvault.audit_extend(bigint) TO pvault_writer;
-GRANT SELECT, DELETE ON pvault.audit_detail TO pvault_eraser;
+GRANT SELECT, INSERT, DELETE ON pvault.audit_detail TO pvault_eraser;
 GRANT SELECT ON pvault.tenant, pvault.audit_leaf, pvault.audit_detail, pvault.audit_head, pvault.audit_ckpt TO pvault_auditor;
 `
 

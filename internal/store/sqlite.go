@@ -53,7 +53,7 @@ func (d *file) open(ctx context.Context, path string) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if d.wdb, err = connect(path, "journal_mode(WAL)", "synchronous(FULL)", fmt.Sprintf("wal_autocheckpoint(%d)", walPages)); err != nil {
+	if d.wdb, err = connect(path, "secure_delete(1)", "journal_mode(WAL)", "synchronous(FULL)", fmt.Sprintf("wal_autocheckpoint(%d)", walPages)); err != nil {
 		return err
 	}
 	d.wdb.SetMaxOpenConns(1)

@@ -47,6 +47,8 @@ type engine interface {
 	exec(ctx context.Context, query string, args ...any) (int64, error)
 	// append is [Tenant.Append].
 	append(ctx context.Context, t *Tenant, before, after evidence.Head, entries []evidence.Entry, sealed []evidence.Sealed) error
+	// erase is [Tenant.EraseField], for a field at pos.
+	erase(ctx context.Context, pos int64, erased evidence.Sealed) error
 	close() error
 }
 
