@@ -23,10 +23,18 @@ const (
 // one in a bundle is a hint.
 type WitnessPolicy struct {
 	// Logs are the ledger keys that the policy names. They count as pinned.
-	Logs      []string
+	Logs []string
+	// Witnesses are those it names, in its order.
+	Witnesses []PolicyWitness
 	witnesses map[string]note.Verifier // by name in the policy
 	groups    map[string]group
 	quorum    string
+}
+
+// A PolicyWitness is a witness that a policy names.
+type PolicyWitness struct {
+	Name string // in the policy
+	URL  string // where it is asked; "" if the policy does not say
 }
 
 type group struct {
@@ -77,6 +85,7 @@ func ParseWitnessPolicy(text []byte) (*WitnessPolicy, error) {
 				return fail(n, "witness %s: named twice, or too many", f[1])
 			}
 			p.witnesses[f[1]], keys[string(raw)] = v, true
+			p.Witnesses = append(p.Witnesses, PolicyWitness{Name: f[1], URL: strings.Join(f[3:], "")})
 		case f[0] == "group" && len(f) >= 4:
 			g := group{members: f[3:]}
 			switch f[2] {

@@ -40,6 +40,9 @@ func (a *app) status() *cobra.Command {
 				} {
 					fmt.Fprintf(w, "  %-13s %s\n", line[0], line[1])
 				}
+				for i := range s.Anchors {
+					fmt.Fprintf(w, "  %-13s %s\n", "anchor", anchorLine(&s.Anchors[i]))
+				}
 				for _, note := range s.Warnings {
 					fmt.Fprintf(w, "  %-13s %s\n", "note", note)
 				}

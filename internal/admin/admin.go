@@ -44,6 +44,8 @@ type Status struct {
 	OpenAsks  int       `json:"open_approvals"`
 	Resident  uint64    `json:"resident_bytes"`
 	Warnings  []string  `json:"warnings"`
+	// Anchors says how far those are who vouch for the ledger; nil if nobody is asked.
+	Anchors []Anchor `json:"anchors,omitempty"`
 	// ApprovalKey signs questions; what a person answers must verify under it.
 	ApprovalKey []byte `json:"approval_key"`
 	// SessionKey signs the gateway's half of a session; holders of keys pin it.
@@ -169,6 +171,15 @@ type RunRequest struct {
 	ReadWrite []string `json:"read_write,omitempty"`
 }
 
+// An Anchor says how far somebody is who vouches for the ledger.
+type Anchor struct {
+	Target string    `json:"target"`          // rekor, or witness NAME
+	Size   uint64    `json:"size"`            // records that it vouches for since the daemon started
+	Lag    uint64    `json:"lag"`             // records since
+	At     time.Time `json:"at,omitzero"`     // when it did
+	Error  string    `json:"error,omitempty"` // of the last attempt, if that failed
+}
+
 // A Frame is one piece of a streamed answer. Exactly one member is set.
 type Frame struct {
 	Progress string          `json:"progress,omitempty"`
@@ -254,6 +265,8 @@ type Backend interface {
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)
+	// Anchor asks everybody who vouches for the ledger now and says how far they are.
+	Anchor(ctx context.Context) ([]Anchor, error)
 	Export(ctx context.Context, r ExportRequest, w io.Writer) error
 	Erase(ctx context.Context, approver string, r EraseRequest) (Erasure, error) // signed
 

@@ -137,6 +137,7 @@ func (s *API) Handler() http.Handler {
 		}
 		s.write(w, "text/plain; charset=utf-8", proof)
 	})
+	mux.HandleFunc("POST /v1/anchor", reply(s, func(r *http.Request) (any, error) { return b.Anchor(r.Context()) }))
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
 		out := &lateWriter{w: w}
 		in, err := exportRequest(r.URL.Query())

@@ -292,6 +292,11 @@ func (c *Client) Prove(ctx context.Context, index uint64) ([]byte, error) {
 	return c.raw(ctx, "/v1/events/"+strconv.FormatUint(index, 10)+"/proof")
 }
 
+// Anchor asks everybody who vouches for the ledger now and says how far they are.
+func (c *Client) Anchor(ctx context.Context) (a []Anchor, err error) {
+	return a, c.json(ctx, http.MethodPost, "/v1/anchor", nil, &a)
+}
+
 // Export returns an evidence bundle.
 func (c *Client) Export(ctx context.Context, r ExportRequest) ([]byte, error) {
 	return c.raw(ctx, "/v1/export?"+r.query().Encode())

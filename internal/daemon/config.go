@@ -46,6 +46,7 @@ type Config struct {
 	Listen    Listen    `yaml:"listen"`    //
 	Store     string    `yaml:"store"`     // sqlite, or postgres://user@host/database; "" means sqlite
 	Ledger    Ledger    `yaml:"ledger"`    //
+	Anchor    Anchor    `yaml:"anchor"`    // who vouches for the ledger's checkpoints
 	Policy    Policy    `yaml:"policy"`    //
 	Approvals Approvals `yaml:"approvals"` //
 	Exchange  Exchange  `yaml:"exchange"`  //
@@ -369,6 +370,7 @@ func (c *Config) Complete(getenv func(string) string) error {
 	setDefault(&c.Log.Level, "info")
 	setDefault(&c.Approvals.Timeout, 10*time.Minute)
 	setDefault(&c.Approvals.Wait, 25*time.Second)
+	setDefault(&c.Anchor.Every, 5*time.Minute)
 	setDefault(&c.Limits.Call, time.Minute)
 	setDefault(&c.Limits.Result, 8<<20)
 	setDefault(&c.Limits.InFlight, 256)
@@ -423,6 +425,12 @@ func (c *Config) check() error {
 	if len(c.Policy.Bundles) > 0 && len(c.Policy.Hooks) == 0 {
 		return errors.New("policy.bundles: no hook asks them; add policy.hooks or remove the bundle")
 	}
+	if c.Anchor.Every < time.Second || c.Anchor.Every > 24*time.Hour {
+		return fmt.Errorf("anchor.every %v: want 1s to 24h", c.Anchor.Every)
+	}
+	if (c.Anchor.Rekor == "") != (c.Anchor.RekorKey == "") {
+		return errors.New("anchor: rekor and rekor_key belong together: an answer that nobody can verify is no anchor")
+	}
 	if c.Doors.TrustPrincipal && c.Doors.ExtAuthz == "" {
 		return errors.New("doors.trust_principal: there is no doors.ext_authz whose word it could be")
 	}
@@ -438,7 +446,7 @@ func (c *Config) check() error {
 // files are the paths in c that are relative to vault.yaml.
 func (c *Config) files() []*string {
 	t, x := &c.Listen.TLS, &c.Exchange
-	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle}
+	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses}
 	for i := range x.Issuers {
 		out = append(out, &x.Issuers[i].JWKS)
 	}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/anchor"
 	"github.com/pilox/vault/internal/approval"
 	"github.com/pilox/vault/internal/authz"
 	"github.com/pilox/vault/internal/egress"
@@ -65,6 +66,7 @@ type Daemon struct {
 	rows      *store.Tenant
 	lease     *lease
 	ledger    *ledger.Ledger
+	anchors   *anchor.Anchorer // nil if nobody is asked
 	jail      *process.Runner
 	catalogue *tool.Catalogue
 	verifier  *capability.Verifier
@@ -123,6 +125,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		{"store", d.openStore},
 		{"sandbox", d.openSandbox},
 		{"ledger", d.openLedger},
+		{"anchors", d.openAnchors},
 		{"capabilities", d.openCapabilities},
 		{"servers", d.openServers},
 		{"policy", d.openPolicy},
@@ -269,6 +272,10 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	witnesses, err := d.conf.Anchor.policy()
+	if err != nil {
+		return err
+	}
 	var rows ledger.Store = d.rows
 	if d.conf.Ledger.WAL {
 		w, err := d.rows.OpenWAL(ctx, d.path("ledger.wal"))
@@ -289,6 +296,8 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 		Keys:           fieldKeys{d.keys},
 		CheckpointFile: d.path("checkpoint"),
 		Confirm:        d.lease.confirm,
+		Anchors:        d.keptAnchors,
+		Witnesses:      witnesses,
 		Log:            d.log,
 	})
 	if err != nil {

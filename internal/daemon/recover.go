@@ -227,7 +227,12 @@ func (d *Daemon) recoverTasks(ctx context.Context, runs []vault.TaskID) error {
 
 // recordStart says in the ledger who serves from now on and what this host enforces.
 func (d *Daemon) recordStart(ctx context.Context) error {
+	key, err := d.anchorKey()
+	if err != nil {
+		return err
+	}
 	note, err := json.Marshal(map[string]any{
+		"anchor":  key, // announced under the ledger's key before it signs anything
 		"version": Version,
 		"sandbox": d.jail.Report(),
 		"policy":  d.policy.Revision(),
@@ -247,6 +252,9 @@ func (d *Daemon) recordStart(ctx context.Context) error {
 // background starts what runs on timers.
 func (d *Daemon) background() {
 	d.keep()
+	if d.anchors != nil {
+		d.work.Go(func() { d.anchors.Run(d.ctx) })
+	}
 	d.everyMinute("sum of refusals", d.gateway.FlushStrangers)
 	d.everyMinute("expiry of tasks", d.expireTasks)
 	d.everyMinute("expiry of sessions", func(context.Context) error { d.front.Expire(); return nil })

@@ -41,7 +41,7 @@ const (
 	Gateway    Purpose = "gateway"     // answers that open a session
 	Approval   Purpose = "approval"    // questions to people
 	Ledger     Purpose = "ledger"      // checkpoints
-	Anchor     Purpose = "anchor"      // digests anchored outside
+	Anchor     Purpose = "anchor"      // digests anchored outside; P-256, see [Store.AnchorKey]
 	StatusList Purpose = "status-list" // lists of what was revoked, for others
 )
 
@@ -134,7 +134,7 @@ func (s *Store) Signer(p Purpose) (*Key, error) {
 
 func known(p Purpose) bool {
 	switch p {
-	case TenantRoot, Gateway, Approval, Ledger, Anchor, StatusList:
+	case TenantRoot, Gateway, Approval, Ledger, StatusList:
 		return true
 	}
 	return false

@@ -31,7 +31,7 @@ func open(t *testing.T, dir string) *keystore.Store {
 }
 
 var purposes = []keystore.Purpose{
-	keystore.TenantRoot, keystore.Gateway, keystore.Approval, keystore.Ledger, keystore.Anchor,
+	keystore.TenantRoot, keystore.Gateway, keystore.Approval, keystore.Ledger, keystore.StatusList,
 }
 
 func TestSignerSurvivesRestart(t *testing.T) {
@@ -136,7 +136,7 @@ func TestRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"a key file of another purpose", func(t *testing.T, dir string) { rename(t, dir+"/anchor.pem", dir+"/ledger.pem") }},
+		{"a key file of another purpose", func(t *testing.T, dir string) { rename(t, dir+"/status-list.pem", dir+"/ledger.pem") }},
 		{"an empty key file", func(t *testing.T, dir string) { write(t, dir+"/ledger.pem", nil) }},
 		{"a key file with something after the key", func(t *testing.T, dir string) {
 			b, _ := os.ReadFile(dir + "/ledger.pem")

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
 )
 
@@ -44,6 +45,18 @@ func (l *Ledger) checkpoint(ctx context.Context, keep bool) ([]byte, error) {
 		l.kept = l.cp.Size
 	}
 	return l.note, nil
+}
+
+// Consistency proves that the ledger with newer leaves continues the one with
+// older. Both must be on disk.
+func (l *Ledger) Consistency(ctx context.Context, older, newer uint64) ([]vault.Digest, error) {
+	if head, _ := l.head(); older > newer || newer > head.Size {
+		return nil, fmt.Errorf("prove consistency of %d with %d: the ledger has %d", newer, older, head.Size)
+	}
+	if older == 0 || older == newer {
+		return nil, nil // nothing to prove
+	}
+	return l.prover(newer).consistency(ctx, older)
 }
 
 // consistent proves next from the file, not from memory: the file is what the
