@@ -30,16 +30,34 @@ func (a *app) auditTail() *cobra.Command {
 	var from uint64
 	var run string
 	var follow, disclose bool
+	var keep eventFilter
+	var format string
 	c := &cobra.Command{
 		Use: "tail", Short: "Print events, oldest first", Args: cobra.NoArgs,
-		Example: example("pvault audit tail --follow", "pvault audit tail --run t-… --disclose --json"),
+		Long: `Print events, oldest first. To feed another system, start again at the index after the
+last one it has: nothing is lost while it was away. --format cloudevents (CloudEvents 1.0,
+JSON) and syslog (RFC 5424, one line each) hold the record without sensitive fields.`,
+		Example: example("pvault audit tail --follow", "pvault audit tail --run t-… --disclose --json", "pvault audit tail --class call --phase refused", "pvault audit tail --follow --from 1000 --format syslog"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			write, ok := tailFormats[format]
+			switch {
+			case !ok:
+				return usage{fmt.Errorf("--format %q: want cloudevents or syslog", format)}
+			case write != nil && (disclose || a.json):
+				return usage{errors.New("--format goes with neither --disclose nor --json")}
+			}
 			client, _, err := a.client()
 			if err != nil {
 				return err
 			}
 			defer client.Close()
 			return client.Tail(cmd.Context(), from, vault.TaskID(run), follow, disclose, func(e json.RawMessage) error {
+				if ok, err := keep.takes(e); !ok || err != nil {
+					return err
+				}
+				if write != nil {
+					return write(a.out, e)
+				}
 				if a.json {
 					_, err := fmt.Fprintf(a.out, "%s\n", e)
 					return err
@@ -53,6 +71,9 @@ func (a *app) auditTail() *cobra.Command {
 	f.StringVar(&run, "run", "", "only the events of one task")
 	f.BoolVarP(&follow, "follow", "f", false, "wait for more")
 	f.BoolVar(&disclose, "disclose", false, "also the sensitive fields")
+	f.StringSliceVar(&keep.classes, "class", nil, "only these classes, such as call,approval")
+	f.StringSliceVar(&keep.phases, "phase", nil, "only these phases, such as refused")
+	f.StringVar(&format, "format", "", "cloudevents or syslog")
 	return c
 }
 

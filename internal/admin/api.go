@@ -323,6 +323,7 @@ func stream(s *API, w http.ResponseWriter, r *http.Request, f func(context.Conte
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	rc := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // a leaf is exact bytes
 	lock := make(chan struct{}, 1)
 	out := func(fr Frame) error {
 		lock <- struct{}{}

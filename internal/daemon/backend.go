@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -385,7 +386,14 @@ func eventJSON(rec *ledger.Record) (json.RawMessage, error) {
 			e.Fields[f.Name] = "(erased)"
 		}
 	}
-	return json.Marshal(e)
+	// Marshal would write < and a few more as escapes, and the leaf is exact bytes.
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(e); err != nil {
+		return nil, fmt.Errorf("encode event %d: %w", rec.Index, err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // Prove returns the proof of one event in the tlog-proof format.

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/evidence"
+)
+
+// TestTailFormats: an event in the form of another system is one line, holds the
+// exact leaf, and a tool, call or ledger with a hostile name changes nothing about it.
+func TestTailFormats(t *testing.T) {
+	header := regexp.MustCompile(`^<(108|110)>1 2026-11-27T20:00:00.000001Z [!-~]{1,255} pvault - [a-z]+\.[a-z]+ - \{`)
+	for _, tt := range []struct {
+		name, log, tool, call string
+		verdict               vault.Verdict
+		priority              string
+	}{
+		{"a plain call", "vault.internal/default/1", "read", "c-1", vault.Allow, "<110>"},
+		{"a call that was refused", "vault.internal/default/1", "read", "c-1", vault.Deny, "<108>"},
+		{"a tool that ends the line", "vault.internal/1", "x\n<14>1 - forged su - - - root", "c\r\n\x00", vault.Allow, "<110>"},
+		{"a tool that closes the JSON", "vault.internal/1", `"},"id":"9","data":{"`, "\u2028\u0085", vault.Allow, "<110>"},
+		{"a ledger with spaces", "a b\n c/" + strings.Repeat("é", 300), "x", "c", vault.Allow, "<110>"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := evidence.Leaf{
+				Log: tt.log, Index: 7, Epoch: 1, Time: time.Date(2026, 11, 27, 20, 0, 0, 1000, time.UTC), Run: "t-1", Call: tt.call,
+				Class: vault.ClassCall, Phase: vault.PhaseIntent, Verdict: tt.verdict, Kind: vault.KindTool, Tool: tt.tool,
+			}
+			l.Fields = evidence.Fields{N: len(vault.FieldsOf(l.Class)), Root: vault.Digest{1}}
+			leaf, err := l.Append(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := fmt.Appendf(nil, `{"leaf":%s,"hash":"%v","fields":{"args":"a secret"}}`, leaf, evidence.HashLeaf(leaf))
+			for name, write := range tailFormats {
+				if write == nil {
+					continue
+				}
+				var b bytes.Buffer
+				if err := write(&b, raw); err != nil {
+					t.Fatal(err)
+				}
+				line, rest, ended := strings.Cut(b.String(), "\n")
+				if !ended || rest != "" || strings.Contains(line, "a secret") {
+					t.Fatalf("%s: %q", name, b.String())
+				}
+				var got []byte
+				if name == "syslog" {
+					if !header.MatchString(line) || !strings.HasPrefix(line, tt.priority) {
+						t.Fatalf("syslog header of %q", line)
+					}
+					got = []byte(line[strings.Index(line, " - {")+3:])
+				} else {
+					var e map[string]json.RawMessage
+					if err := json.Unmarshal([]byte(line), &e); err != nil {
+						t.Fatal(err)
+					}
+					if string(e["id"]) != `"7"` || string(e["type"]) != `"dev.pilox.vault.call.intent"` || string(e["specversion"]) != `"1.0"` || len(e["source"]) < 4 {
+						t.Fatalf("%s", line)
+					}
+					got = e["data"]
+				}
+				back, err := evidence.ParseLeaf(got)
+				if err != nil || back.Tool != tt.tool || back.Call != tt.call {
+					t.Fatalf("%s: the leaf came back as %s: %v", name, got, err)
+				}
+			}
+		})
+	}
+}
+
+// TestTailFilter: a filter takes what it names, and without a name everything.
+func TestTailFilter(t *testing.T) {
+	e := json.RawMessage(`{"leaf":{"class":"call","phase":"refused"}}`)
+	for _, tt := range []struct {
+		filter eventFilter
+		want   bool
+	}{
+		{eventFilter{}, true},
+		{eventFilter{classes: []string{"task", "call"}}, true},
+		{eventFilter{phases: []string{"refused"}}, true},
+		{eventFilter{classes: []string{"task"}}, false},
+		{eventFilter{classes: []string{"call"}, phases: []string{"done"}}, false},
+	} {
+		if got, err := tt.filter.takes(e); got != tt.want || err != nil {
+			t.Errorf("%+v: %v, %v", tt.filter, got, err)
+		}
+	}
+}
+
+// FuzzTailFormats: whatever an event holds, a form of it is one line or an error.
+func FuzzTailFormats(f *testing.F) {
+	f.Add([]byte(`{"leaf":{},"hash":""}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		for name, write := range tailFormats {
+			var b bytes.Buffer
+			if write == nil || write(&b, raw) != nil {
+				continue
+			}
+			if strings.Count(b.String(), "\n") != 1 {
+				t.Fatalf("%s: %q", name, b.String())
+			}
+		}
+	})
+}
