@@ -1,0 +1,187 @@
+package anchor
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
+	"golang.org/x/mod/sumdb/note"
+	_ "modernc.org/sqlite" // the witness keeps its logs in such a file
+
+	"github.com/pilox/vault/internal/vaulttest"
+)
+
+// build installs a pinned program from the module proxy. That takes minutes where
+// nothing is cached, so it is done only where PVAULT_REQUIRE names it.
+func build(t *testing.T, what, pkg string) string {
+	t.Helper()
+	if !vaulttest.Required(what) {
+		vaulttest.Missing(t, what, pkg+" takes minutes to build")
+	}
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), "go", "install", pkg) //nolint:gosec // constants
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	list, err := filepath.Glob(dir + "/*")
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%s was installed as %v, %v", pkg, list, err)
+	}
+	return list[0]
+}
+
+// port returns a port that is free now.
+func port(t *testing.T) string {
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// start runs a server until the test ends, and returns when it listens on addr.
+func start(t *testing.T, addr, name string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...) //nolint:gosec // what build returned
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill() //nolint:errcheck // it may have ended
+		cmd.Wait()         //nolint:errcheck // it was killed
+	})
+	for range 600 {
+		if c, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr); err == nil {
+			c.Close()
+			return
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	t.Fatalf("%s does not listen on %s", name, addr)
+}
+
+// TestRekorServer anchors in a Rekor v2 server as its project ships it.
+func TestRekorServer(t *testing.T) {
+	bin := build(t, "rekor", "github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@v2.3.0")
+	dir := t.TempDir()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(dir, "key.pem")
+	if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t)
+	if b.rekor.vkey, err = note.NewEd25519VerifierKey("rekor-local", pub); err != nil {
+		t.Fatal(err)
+	}
+	p := port(t)
+	start(t, "127.0.0.1:"+p, bin, "serve", "--http-address=127.0.0.1", "--http-port="+p, "--grpc-address=127.0.0.1", "--grpc-port="+port(t),
+		"--http-metrics-port="+port(t), "--hostname=rekor-local", "--storage-dir="+filepath.Join(dir, "tiles"), "--signer-filepath="+key,
+		"--checkpoint-interval=1s", "--batch-max-age=10ms")
+	b.cfg.Rekor, b.cfg.RekorKey, b.cfg.Timeout = "http://127.0.0.1:"+p, b.rekor.vkey, 0
+	b.open(t)
+	for range 3 {
+		b.source.grow(3)
+		if err := b.Now(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, k := b.check(t); k != uint64(b.source.size) {
+			t.Errorf("logged at %d, want %d", k, b.source.size)
+		}
+	}
+}
+
+// TestWitnessServer is cosigned by litewitness, a witness as its project ships it.
+func TestWitnessServer(t *testing.T) {
+	bin := build(t, "witness", "filippo.io/torchwood/cmd/litewitness@v0.9.0")
+	dir, err := os.MkdirTemp("", "pvw") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // a test's directory
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring := agent.NewKeyring()
+	if err := ring.Add(agent.AddedKey{PrivateKey: priv}); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := new(net.ListenConfig).Listen(t.Context(), "unix", dir+"/agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { socket.Close() })
+	go func() {
+		for {
+			c, err := socket.Accept()
+			if err != nil {
+				return
+			}
+			go agent.ServeAgent(ring, c) //nolint:errcheck // it ends with the witness
+		}
+	}()
+	sshKey, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-db", dir + "/w.db", "-name", "w.example", "-ssh-agent", dir + "/agent", "-key", ssh.FingerprintSHA256(sshKey)}
+	b := newBench(t)
+	db, err := sql.Open("sqlite", dir+"/w.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := sha256.Sum256(nil)
+	for _, q := range [][]any{
+		{"CREATE TABLE log (origin TEXT PRIMARY KEY, tree_size INTEGER NOT NULL, tree_hash TEXT NOT NULL)"},
+		{"CREATE TABLE key (origin TEXT NOT NULL, key TEXT NOT NULL, FOREIGN KEY(origin) REFERENCES log(origin))"},
+		{"INSERT INTO log VALUES (?, 0, ?)", origin, base64.StdEncoding.EncodeToString(empty[:])},
+		{"INSERT INTO key VALUES (?, ?)", origin, b.source.vkey},
+	} {
+		if _, err := db.ExecContext(t.Context(), q[0].(string), q[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	addr := "127.0.0.1:" + port(t)
+	start(t, addr, bin, append(args, "-listen", addr)...)
+	keyed := append([]byte{4}, pub...)
+	id := sha256.Sum256(append([]byte("w.example\n"), keyed...))
+	b.cfg.Policy = fmt.Appendf(nil, "witness w w.example+%08x+%s http://%s\nquorum w\n", binary.BigEndian.Uint32(id[:4]), base64.StdEncoding.EncodeToString(keyed), addr)
+	for range 3 { // each with no memory of what the witness holds
+		b.open(t)
+		b.source.grow(5)
+		if err := b.Now(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w, _ := b.check(t); w != uint64(b.source.size) {
+			t.Errorf("cosigned at %d, want %d", w, b.source.size)
+		}
+	}
+}
