@@ -37,23 +37,23 @@ const keyErased = "@erased"
 // after, by index and name, never by value. If it fails in between, call it again.
 // It returns the receipt of the second.
 func (l *Ledger) EraseField(ctx context.Context, at FieldAt, o Erasure) (vault.Receipt, error) {
-	fail := func(err error) (vault.Receipt, error) {
-		return vault.Receipt{}, fmt.Errorf("erase field %s of record %d: %w", at.Field, at.Index, err)
+	fail := func(err error) error {
+		return fmt.Errorf("erase field %s of record %d: %w", at.Field, at.Index, err)
 	}
 	if at.Index >= l.Head().Size {
-		return fail(ErrNoField)
+		return vault.Receipt{}, fail(ErrNoField)
 	}
 	for e, err := range l.cfg.Store.Entries(ctx, at.Index, at.Index+1) {
 		switch {
 		case err != nil:
-			return fail(err)
+			return vault.Receipt{}, fail(err)
 		case e.Class == vault.ClassRevocation || e.Class == vault.ClassErasure:
-			return fail(ErrKept)
+			return vault.Receipt{}, fail(ErrKept)
 		}
 	}
 	opened, err := l.fields(ctx, at.Index)
 	if err != nil {
-		return fail(err)
+		return vault.Receipt{}, fail(err)
 	}
 	for i := range opened {
 		if opened[i].Name != at.Field {
@@ -63,36 +63,36 @@ func (l *Ledger) EraseField(ctx context.Context, at FieldAt, o Erasure) (vault.R
 		erased := evidence.Sealed{Index: at.Index, Field: at.Field, Text: c[:], Key: keyErased}
 		r, err := l.erase(ctx, strconv.FormatUint(at.Index, 10)+"/"+at.Field, o, func() error { return l.cfg.Store.EraseField(ctx, erased) })
 		if err != nil {
-			return fail(err)
+			return vault.Receipt{}, fail(err)
 		}
 		return r, nil
 	}
-	return fail(ErrNoField)
+	return vault.Receipt{}, fail(ErrNoField)
 }
 
 // EraseRun destroys the key of a closed run, and with it every sensitive field the
 // run has recorded, also in copies of the store and of its logs. Events tell of it
 // as for [Ledger.EraseField].
 func (l *Ledger) EraseRun(ctx context.Context, run vault.TaskID, o Erasure) (vault.Receipt, error) {
-	fail := func(err error) (vault.Receipt, error) {
-		return vault.Receipt{}, fmt.Errorf("erase run %s: %w", run, err)
+	fail := func(err error) error {
+		return fmt.Errorf("erase run %s: %w", run, err)
 	}
 	exists, err := l.cfg.Store.RunExists(ctx, run)
 	switch {
 	case err != nil:
-		return fail(err)
+		return vault.Receipt{}, fail(err)
 	case run == "" || !exists:
-		return fail(ErrNoRun)
+		return vault.Receipt{}, fail(ErrNoRun)
 	}
 	l.mu.Lock()
 	open := l.seq.runs[run] != nil
 	l.mu.Unlock()
 	if open {
-		return fail(ErrRunOpen)
+		return vault.Receipt{}, fail(ErrRunOpen)
 	}
 	r, err := l.erase(ctx, string(run), o, func() error { return l.aeads.erase(run) })
 	if err != nil {
-		return fail(err)
+		return vault.Receipt{}, fail(err)
 	}
 	return r, nil
 }
