@@ -176,7 +176,7 @@ func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.size, s.root = cp.Size, tlog.Hash(cp.Root)
-	io.WriteString(w, line) //nolint:errcheck // a test server
+	io.WriteString(w, line)
 }
 
 func (s *witness) set(twist func(http.ResponseWriter, string) bool) {
@@ -256,7 +256,7 @@ func (k *rekor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusCreated)
-	w.Write(entry) //nolint:errcheck // a test server
+	w.Write(entry)
 }
 
 func (k *rekor) set(twist func(http.ResponseWriter, []byte) bool) {
@@ -369,7 +369,7 @@ func TestFaults(t *testing.T) {
 		return func(w http.ResponseWriter, _ []byte) bool { w.WriteHeader(code); return true }
 	}
 	huge := func(w http.ResponseWriter, _ []byte) bool {
-		w.Write(bytes.Repeat([]byte("— w.example AAAA\n"), maxAnswer)) //nolint:errcheck // the client hangs up
+		w.Write(bytes.Repeat([]byte("— w.example AAAA\n"), maxAnswer))
 		return true
 	}
 	other, err := json.Marshal("no entry")
@@ -387,11 +387,11 @@ func TestFaults(t *testing.T) {
 		},
 		"a huge answer":    huge,
 		"an empty answer":  func(http.ResponseWriter, []byte) bool { return true },
-		"another's answer": func(w http.ResponseWriter, _ []byte) bool { w.Write(other); return true }, //nolint:errcheck // a test server
+		"another's answer": func(w http.ResponseWriter, _ []byte) bool { w.Write(other); return true },
 		"a broken answer": func(w http.ResponseWriter, good []byte) bool {
 			bad := bytes.Replace(good, []byte("A"), []byte("B"), 1)
 			bad = bytes.Replace(bad, []byte("w.example"), []byte("v.example"), 1)
-			w.Write(bad[:len(bad)-2]) //nolint:errcheck // a test server
+			w.Write(bad[:len(bad)-2])
 			return true
 		},
 		"a cut connection": func(http.ResponseWriter, []byte) bool { panic(http.ErrAbortHandler) },
@@ -446,8 +446,8 @@ func TestLies(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.source.grow(5)
-	b.witness.set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true }) //nolint:errcheck // a test server
-	b.rekor.set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })            //nolint:errcheck // a test server
+	b.witness.set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true })
+	b.rekor.set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })
 	if err := b.Now(t.Context()); err == nil {
 		t.Error("a cosignature and an entry of an older checkpoint were taken")
 	}

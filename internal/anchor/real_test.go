@@ -34,7 +34,7 @@ func build(t *testing.T, what, pkg string) string {
 		vaulttest.Missing(t, what, pkg+" takes minutes to build")
 	}
 	dir := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), "go", "install", pkg) //nolint:gosec // constants
+	cmd := exec.CommandContext(t.Context(), "go", "install", pkg)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOBIN="+dir, "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -59,14 +59,14 @@ func port(t *testing.T) string {
 // start runs a server until the test ends, and returns when it listens on addr.
 func start(t *testing.T, addr, name string, args ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...) //nolint:gosec // what build returned
+	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Kill() //nolint:errcheck // it may have ended
-		cmd.Wait()         //nolint:errcheck // it was killed
+		cmd.Process.Kill()
+		cmd.Wait()
 	})
 	for range 600 {
 		if c, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr); err == nil {
@@ -122,7 +122,7 @@ func TestWitnessServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // a test's directory
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	pub, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +142,7 @@ func TestWitnessServer(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go agent.ServeAgent(ring, c) //nolint:errcheck // it ends with the witness
+			go agent.ServeAgent(ring, c)
 		}
 	}()
 	sshKey, err := ssh.NewPublicKey(pub)

@@ -136,6 +136,7 @@ func known(p Purpose) bool {
 	switch p {
 	case TenantRoot, Gateway, Approval, Ledger, StatusList:
 		return true
+	case Anchor: // another algorithm, see AnchorKey
 	}
 	return false
 }
