@@ -207,7 +207,9 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 		if a.reached(target) == cp.Size {
 			return
 		}
-		size := a.seen[target]
+		mu.Lock()
+		size := a.seen[target] // those asked before may be answering
+		mu.Unlock()
 		wg.Go(func() {
 			has, line, err := f(size)
 			mu.Lock()
