@@ -122,12 +122,25 @@ func (b Bundle) files(tests bool) ([]file, error) {
 			}
 			return nil
 		}
+		if d.Type()&fs.ModeSymlink != 0 {
+			// A link to a file counts as the file. One to a directory is not walked, and
+			// what cannot be looked at could be one.
+			to, err := root.Stat(name)
+			if err != nil {
+				return err
+			}
+			if to.IsDir() {
+				return fmt.Errorf("%s: a link to a directory would leave out what is in it: put the directory here", name)
+			}
+		}
 		switch {
 		case d.IsDir(), strings.HasSuffix(base, "_test.rego") && !tests:
 			return nil
 		case strings.HasSuffix(base, ".rego"), base == "data.json":
 		case base == "patch.json":
 			return fmt.Errorf("%s: delta bundles are not supported: use a whole one", name)
+		case base == "policy.wasm":
+			return fmt.Errorf("%s: compiled rules are not supported: use a bundle with its sources", name)
 		case base == "data.yaml", base == "data.yml":
 			return fmt.Errorf("%s: data is read from data.json only: convert it", name)
 		default:
@@ -159,16 +172,17 @@ func (b Bundle) files(tests bool) ([]file, error) {
 }
 
 func readFile(root *os.Root, name string, most int) ([]byte, error) {
+	// Looked at before it is opened: opening a pipe would wait for a writer.
+	if fi, err := root.Stat(name); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", name)
+	}
 	f, err := root.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", name)
-	}
 	data, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
 	if err != nil {
 		return nil, err
@@ -227,7 +241,11 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 
 // regoError adds to OPA's message what to do about the ones people meet first.
 func regoError(err error) error {
-	if s := err.Error(); strings.Contains(s, "undefined function") {
+	s := err.Error()
+	if slices.ContainsFunc(unbounded, func(name string) bool { return strings.Contains(s, "undefined function "+name) }) {
+		return fmt.Errorf("%w: no budget can stop it, so it does not exist here: write the rule without it", err)
+	}
+	if strings.Contains(s, "undefined function") {
 		return fmt.Errorf("%w: rules are pure here: http.send, net.*, rand.*, opa.runtime and time.now_ns do not exist; the time of the call is input.time", err)
 	}
 	return fmt.Errorf("%w: fix the file and start again", err)
@@ -277,12 +295,18 @@ func merge(into, from map[string]any, at string) error {
 	return nil
 }
 
+// unbounded are the built-ins that never ask their budget and whose work or memory
+// grows faster than what they are given: a number of bits to shift by, all paths of a
+// graph, a product without rounding, a patch that copies a document into itself.
+var unbounded = []string{"bits.lsh", "graph.reachable_paths", "product", "json.patch"}
+
 // capabilities are OPA's without everything that makes a rule depend on
-// something other than its input and data, or reach out of the process.
+// something other than its input and data, or reach out of the process, and without
+// what neither steps nor a deadline can stop.
 func capabilities() *ast.Capabilities {
 	c := ast.CapabilitiesForThisVersion()
 	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool {
-		if b.Nondeterministic {
+		if b.Nondeterministic || slices.Contains(unbounded, b.Name) {
 			return true
 		}
 		for _, prefix := range []string{

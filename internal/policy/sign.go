@@ -36,6 +36,9 @@ type Key struct {
 // the rules could also write them.
 var algorithms = []string{"ES256", "RS256", "PS256", "EdDSA"}
 
+// hashes are those for which nobody can make two files alike.
+var hashes = []opabundle.HashingAlgorithm{opabundle.SHA256, opabundle.SHA384, opabundle.SHA512}
+
 var (
 	// ErrSignature is in the chain of errors about a bundle that nobody, or somebody
 	// else, has signed as it stands.
@@ -69,6 +72,11 @@ func verify(root *os.Root, files []file, key *Key) error {
 	listed, err := opabundle.VerifyBundleSignature(sc, config)
 	if err != nil {
 		return fmt.Errorf("%w: key %s: %w: sign it again with pvault policy sign", ErrSignature, key.ID, err)
+	}
+	for name, info := range listed {
+		if !slices.Contains(hashes, opabundle.HashingAlgorithm(info.Algorithm)) {
+			return fmt.Errorf("%w: %s is listed by its %q: want SHA-256, SHA-384 or SHA-512", ErrSignature, name, info.Algorithm)
+		}
 	}
 	counted := make(map[string][]byte, len(files))
 	for i := range files {

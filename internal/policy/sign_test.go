@@ -7,11 +7,14 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	opabundle "github.com/open-policy-agent/opa/v1/bundle"
 
 	"github.com/pilox/vault/internal/policy"
 )
@@ -94,6 +97,33 @@ func TestSignedBundle(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			})
+		}
+	}
+}
+
+// A signature over digests that two files can share says nothing of either.
+func TestSignedByAWeakHash(t *testing.T) {
+	const text = "package p\ndecision := true\n"
+	b := bundle(t, map[string]string{"p.rego": text})
+	s := newSigner(t, "k1", "ES256")
+	for alg, ok := range map[opabundle.HashingAlgorithm]bool{opabundle.MD5: false, opabundle.SHA1: false, opabundle.SHA256: true, opabundle.SHA512: true} {
+		hasher, err := opabundle.NewSignatureHasher(alg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := hasher.HashFile([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := opabundle.GenerateSignedToken([]opabundle.FileInfo{opabundle.NewFile("p.rego", hex.EncodeToString(sum), alg.String())}, opabundle.NewSigningConfig(string(s.private), "ES256", ""), "k1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(b.Dir, ".signatures.json"), []byte(`{"signatures":["`+token+`"]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := policy.Verify(b.Dir, s.key); (err == nil) != ok || err != nil && !errors.Is(err, policy.ErrSignature) {
+			t.Errorf("%s: %v", alg, err)
 		}
 	}
 }
