@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -39,6 +40,10 @@ func (a *app) status() *cobra.Command {
 					{"question key", "ed25519:" + base64.RawURLEncoding.EncodeToString(s.ApprovalKey)},
 				} {
 					fmt.Fprintf(w, "  %-13s %s\n", line[0], line[1])
+				}
+				if r := s.Rules; r != nil {
+					fmt.Fprintf(w, "  %-13s %.16s, %s old, %d answers, %d in shadow of which %d would be stricter\n", "policy", s.Policy,
+						time.Duration(r.Age)*time.Second, r.Evaluated, r.Shadowed, r.Mismatches)
 				}
 				for i := range s.Anchors {
 					fmt.Fprintf(w, "  %-13s %s\n", "anchor", anchorLine(&s.Anchors[i]))

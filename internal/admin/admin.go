@@ -27,6 +27,14 @@ type Peer struct {
 	PID int
 }
 
+// Rules says how the operator's rules fare since the daemon started.
+type Rules struct {
+	Evaluated  uint64 `json:"evaluated"`  // answers that counted
+	Shadowed   uint64 `json:"shadowed"`   // answers of hooks in mode shadow
+	Mismatches uint64 `json:"mismatches"` // of them, those that would have been stricter
+	Age        int64  `json:"age_s"`      // seconds since the rules in force were loaded
+}
+
 // A Status is what a running daemon says about itself.
 type Status struct {
 	Version   string    `json:"version"`
@@ -40,6 +48,7 @@ type Status struct {
 	LedgerKey string    `json:"ledger_key"` // note verifier key, for pinning
 	Grade     string    `json:"grade"`      // of the process sandbox
 	Policy    string    `json:"policy"`
+	Rules     *Rules    `json:"rules,omitempty"` // nil where no rule is asked
 	Approvers int       `json:"approvers"`
 	OpenAsks  int       `json:"open_approvals"`
 	Resident  uint64    `json:"resident_bytes"`

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -46,7 +47,7 @@ type envoy struct {
 var (
 	errNoRequest = errors.New("the check has no HTTP request")
 	errScheme    = errors.New("only requests over TLS have a capability: scheme is not https")
-	errBody      = errors.New("the body is not text, or was not sent whole: configure with_request_body without allow_partial_message")
+	errBody      = errors.New("the body is not text, or was not sent whole: configure with_request_body without allow_partial_message; a request without one says content-length: 0")
 )
 
 // Check decides one request.
@@ -135,11 +136,16 @@ func bodyOf(h *auth.AttributeContext_HttpRequest) (string, error) {
 		body = string(raw)
 	}
 	carries := h.GetMethod() == http.MethodPost || h.GetMethod() == http.MethodPut || h.GetMethod() == http.MethodPatch
+	length, declared := h.GetHeaders()["content-length"]
+	// The size is what Envoy has received so far, nothing yet where it was not told to
+	// wait for the body. So a request whose body is not here has to say that it has none.
+	_, chunked := h.GetHeaders()["transfer-encoding"]
 	switch {
 	case !utf8.ValidString(body), // JSON would hold other bytes
 		h.GetHeaders()["x-envoy-auth-partial-body"] == "true",
 		h.GetSize() > int64(len(body)),
-		carries && body == "" && h.GetSize() != 0: // Envoy was not told to send it
+		declared && length != strconv.Itoa(len(body)),
+		body == "" && (chunked || carries && !declared):
 		return "", vault.NewDenial(vault.CodeRequestMalformed, "", errBody)
 	}
 	return body, nil

@@ -35,10 +35,19 @@ func (d *Daemon) status() admin.Status {
 	return admin.Status{
 		Version: Version, PID: os.Getpid(), Started: d.started, Data: d.conf.Data, HTTP: d.listeners.http,
 		Tenant: string(d.tenant), Cluster: d.cluster, Ledger: d.ledger.Head().Size, LedgerKey: d.ledger.VerifierKey(),
-		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Approvers: len(d.approvers),
+		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Rules: d.rules(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
 		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls, Anchors: d.anchorStatus(),
 	}
+}
+
+// rules says how the operator's rules fare, nil without any.
+func (d *Daemon) rules() *admin.Rules {
+	s := d.policy.Status()
+	if s.Revision.IsZero() {
+		return nil
+	}
+	return &admin.Rules{Evaluated: s.Evaluated, Shadowed: s.Shadowed, Mismatches: s.Mismatches, Age: int64(s.Age.Seconds())}
 }
 
 // issuerKey is the public half of the key that signs root links.

@@ -434,6 +434,9 @@ func (c *Config) check() error {
 	if c.Doors.TrustPrincipal && c.Doors.ExtAuthz == "" {
 		return errors.New("doors.trust_principal: there is no doors.ext_authz whose word it could be")
 	}
+	if c.Doors.TrustPrincipal && !filepath.IsAbs(c.Doors.ExtAuthz) {
+		return errors.New("doors.trust_principal: every program of the host can connect to a port and name a principal; make doors.ext_authz the absolute path of a socket")
+	}
 	if err := c.Exchange.complete(); err != nil {
 		return err
 	}

@@ -155,6 +155,18 @@ func TestExtAuthz(t *testing.T) {
 		{"another port", func(h *auth.AttributeContext_HttpRequest) { h.Host = "api.example.com:8443" }, vault.CodeCapabilityTarget},
 		{"a host with userinfo", func(h *auth.AttributeContext_HttpRequest) { h.Host = "x@api.example.com" }, vault.CodeRequestMalformed},
 		{"no TLS", func(h *auth.AttributeContext_HttpRequest) { h.Scheme = "http" }, vault.CodeRequestMalformed},
+		{"no body, and it says so", func(h *auth.AttributeContext_HttpRequest) {
+			h.Method = "POST"
+			h.Headers["content-length"] = "0"
+		}, ""},
+		// Envoy asks before the body has come, and its size is 0, unless it is told to wait.
+		{"a body that Envoy did not wait for", func(h *auth.AttributeContext_HttpRequest) {
+			h.Method = "POST"
+			h.Headers["content-length"] = "7"
+		}, vault.CodeRequestMalformed},
+		{"a body of unknown length that Envoy did not wait for", func(h *auth.AttributeContext_HttpRequest) { h.Method = "POST" }, vault.CodeRequestMalformed},
+		{"a body in pieces that Envoy did not wait for", func(h *auth.AttributeContext_HttpRequest) { h.Headers["transfer-encoding"] = "chunked" }, vault.CodeRequestMalformed},
+		{"a body where none has a meaning", func(h *auth.AttributeContext_HttpRequest) { h.Headers["content-length"] = "7" }, vault.CodeRequestMalformed},
 		{"a body that was not sent", func(h *auth.AttributeContext_HttpRequest) { h.Method, h.Size = "POST", 7 }, vault.CodeRequestMalformed},
 		{"a body that was cut", func(h *auth.AttributeContext_HttpRequest) { h.Method, h.Body, h.Size = "POST", "{", 7 }, vault.CodeRequestMalformed},
 		{"a body that is no text", func(h *auth.AttributeContext_HttpRequest) { h.Method, h.RawBody, h.Size = "POST", []byte{0xff}, 1 }, vault.CodeRequestMalformed},
