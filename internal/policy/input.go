@@ -138,32 +138,32 @@ func (in *input) value(n *needs) (ast.Value, error) {
 	if f == nil || f.Call == nil || f.Grant == nil || f.Tool == nil {
 		return nil, fmt.Errorf("facts are incomplete: call %t, grant %t, tool %t", f != nil && f.Call != nil, f != nil && f.Grant != nil, f != nil && f.Tool != nil)
 	}
-	section := func(name string, build func(*needs) *ast.Term) [2]*ast.Term {
-		if !n.want(name) {
-			return kv(name, null)
+	// A section that no rule names is left out: it would be null, and nobody can tell.
+	items := make([][2]*ast.Term, 0, 14)
+	section := func(name string, build func(*needs) *ast.Term) {
+		if n.want(name) {
+			items = append(items, kv(name, build(n)))
 		}
-		return kv(name, build(n))
 	}
 	event, err := in.eventTerm(n)
 	if err != nil {
 		return nil, err
 	}
-	in.doc = ast.NewObject(
-		kv("version", ast.InternedTerm(inputVersion)),
-		kv("decision_id", text(f.Call.ID)),
-		kv("time", instant(f.Call.At)),
-		kv("hook", text(in.at)),
-		section("agent", in.agent),
-		section("principal", in.principal),
-		section("task", in.task),
-		section("grant", in.grant),
-		section("call", in.callOrNull),
-		section("data", in.data),
-		section("history", in.history),
-		kv("approvals", ast.InternedEmptyArray),
-		section("env", in.env),
-		kv("event", event),
-	)
+	section("version", func(*needs) *ast.Term { return ast.InternedTerm(inputVersion) })
+	section("decision_id", func(*needs) *ast.Term { return text(f.Call.ID) })
+	section("time", func(*needs) *ast.Term { return instant(f.Call.At) })
+	section("hook", func(*needs) *ast.Term { return text(in.at) })
+	section("agent", in.agent)
+	section("principal", in.principal)
+	section("task", in.task)
+	section("grant", in.grant)
+	section("call", in.callOrNull)
+	section("data", in.data)
+	section("history", in.history)
+	section("approvals", func(*needs) *ast.Term { return ast.InternedEmptyArray })
+	section("env", in.env)
+	section("event", func(*needs) *ast.Term { return event })
+	in.doc = ast.NewObject(items...)
 	return in.doc, nil
 }
 

@@ -226,7 +226,8 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 		r.parsed[name] = m.Copy()
 	}
 	r.needs = needsOf(modules) // before the compiler rewrites the modules
-	r.store = inmem.NewFromObject(data)
+	// Data is turned into OPA's terms once, here, and not at every evaluation.
+	r.store = inmem.NewFromObjectWithOpts(data, inmem.OptReturnASTValuesOnRead(true))
 	return r, storage.Txn(ctx, r.store, storage.TransactionParams{}, func(txn storage.Transaction) error {
 		r.compiler = ast.NewCompiler().
 			WithCapabilities(r.capabilities).
