@@ -102,25 +102,29 @@ func probeFacts() (*vault.Facts, error) {
 }
 
 // PolicyProbe returns a function that decides one call by the rules in dir, of
-// which data.vault.toolcall.decision must allow it.
-func PolicyProbe(ctx context.Context, dir string) (func(context.Context) error, error) {
+// which data.vault.toolcall.decision must allow it, and one that asks OPA alone.
+func PolicyProbe(ctx context.Context, dir string) (decide, alone func(context.Context) error, err error) {
+	const query = "data.vault.toolcall.decision"
 	p, err := policy.New(ctx, policy.Config{
 		Bundles: []policy.Bundle{{Name: "main", Dir: dir, Unsigned: true}},
-		Hooks:   []policy.Hook{{At: policy.AtToolCall, Query: "data.vault.toolcall.decision"}},
+		Hooks:   []policy.Hook{{At: policy.AtToolCall, Query: query}},
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	facts, err := probeFacts()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	if alone, err = p.Yardstick(ctx, query, facts); err != nil {
+		return nil, nil, err
 	}
 	return func(ctx context.Context) error {
 		if d := p.Decide(ctx, facts); d.Verdict != vault.Allow {
 			return fmt.Errorf("decided %v: %s", d.Verdict, d.Reason().Code)
 		}
 		return nil
-	}, nil
+	}, alone, nil
 }
 
 // FlowProbe returns a function that checks one call of an agent that has seen

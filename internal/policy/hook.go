@@ -12,7 +12,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
-	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
 
 	"github.com/pilox/vault"
 )
@@ -129,7 +129,7 @@ type engine interface {
 }
 
 // compile checks h and prepares its engine against the compiled rules.
-func (h Hook) compile(ctx context.Context, r *rules, client *http.Client) (hook, error) {
+func (h Hook) compile(r *rules, client *http.Client) (hook, error) {
 	c := hook{at: h.At, mode: h.Mode}
 	if !slices.Contains(points, h.At) {
 		return hook{}, fmt.Errorf("at: %q: hooks stand at %s", h.At, strings.Join(points, ", "))
@@ -163,7 +163,7 @@ func (h Hook) compile(ctx context.Context, r *rules, client *http.Client) (hook,
 	}
 	switch c.name = cmp.Or(h.Query, h.Expr, h.URL); {
 	case (h.Engine == "" || h.Engine == Rego) && h.Query != "":
-		c.engine, err = newRegoEngine(ctx, h.Query, r, deadline, steps)
+		c.engine, err = newRegoEngine(h.Query, r, deadline, steps)
 	case h.Engine == CEL && h.Expr != "":
 		c.engine, err = newCELEngine(h.Expr, deadline)
 	case h.Engine == HTTP && h.URL != "":
@@ -178,11 +178,16 @@ func (h Hook) compile(ctx context.Context, r *rules, client *http.Client) (hook,
 type regoEngine struct {
 	deadline time.Duration
 	steps    int
-	needs    needs // what of the input its rules can look at
-	prepared rego.PreparedEvalQuery
+	needs    needs    // what of the input its rules can look at
+	query    ast.Body // result = data.…
+	compiler ast.QueryCompiler
+	rules    *rules
 }
 
-func newRegoEngine(ctx context.Context, query string, r *rules, deadline time.Duration, steps int) (*regoEngine, error) {
+// result is the variable that a query binds.
+const result = ast.Var("result")
+
+func newRegoEngine(query string, r *rules, deadline time.Duration, steps int) (*regoEngine, error) {
 	if r == nil {
 		return nil, errors.New("no bundle has the rules of a rego hook: add policy.bundles with a dir")
 	}
@@ -190,14 +195,8 @@ func newRegoEngine(ctx context.Context, query string, r *rules, deadline time.Du
 	if err != nil {
 		return nil, err
 	}
-	c := &regoEngine{deadline: deadline, steps: steps, needs: r.needs}
-	c.prepared, err = rego.New(
-		rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(ref)))),
-		rego.Compiler(r.compiler),
-		rego.Store(r.store),
-		rego.Capabilities(r.capabilities),
-		rego.StrictBuiltinErrors(true),
-	).PrepareForEval(ctx)
+	c := &regoEngine{deadline: deadline, steps: steps, needs: r.needs, rules: r, compiler: r.compiler.QueryCompiler()}
+	c.query, err = c.compiler.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(result), ast.NewTerm(ref))))
 	if err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", query, err)
 	}
@@ -219,22 +218,24 @@ func (h *regoEngine) eval(ctx context.Context, in *input) (ast.Value, error) {
 	if ctx.Done() != nil {
 		defer context.AfterFunc(ctx, b.Cancel)()
 	}
+	// The evaluator is asked directly: package rego would turn the answer into Go maps
+	// and open a transaction of its own, which costs as much as a small policy.
 	var v ast.Value
-	rs, err := h.prepared.Eval(ctx,
-		rego.EvalParsedInput(doc),
-		rego.EvalExternalCancel(b),
-		rego.EvalMetrics(metrics.NoOp()),
-		// The answer is read as OPA holds it; turning it into Go maps first
-		// would cost as much as a small policy.
-		rego.EvalGenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) {
-			v = t.Value
-			return nil, nil
-		}))
+	err = topdown.NewQuery(h.query).
+		WithQueryCompiler(h.compiler).
+		WithCompiler(h.rules.compiler).
+		WithStore(h.rules.store).
+		WithTransaction(h.rules.txn).
+		WithInput(ast.NewTerm(doc)).
+		WithCancel(b).
+		WithMetrics(metrics.NoOp()).
+		WithStrictBuiltinErrors(true).
+		Iter(ctx, func(r topdown.QueryResult) error {
+			v = r[result].Value
+			return nil
+		})
 	if err != nil {
 		return nil, b.explain(ctx, err)
-	}
-	if len(rs) == 0 {
-		return nil, nil
 	}
 	return v, nil
 }

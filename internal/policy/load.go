@@ -40,6 +40,7 @@ type state struct {
 type rules struct {
 	compiler     *ast.Compiler
 	store        storage.Store
+	txn          storage.Transaction // reads the store, which nobody writes to
 	capabilities *ast.Capabilities
 	needs        needs
 	parsed       map[string]*ast.Module
@@ -69,7 +70,7 @@ func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error)
 	}
 	s := &state{hooks: make([]hook, len(cfg.Hooks)), revision: revision(cfg, files)}
 	for i, h := range cfg.Hooks {
-		if s.hooks[i], err = h.compile(ctx, r, client); err != nil {
+		if s.hooks[i], err = h.compile(r, client); err != nil {
 			return nil, fmt.Errorf("hook %d: %w", i+1, err)
 		}
 	}
@@ -228,6 +229,10 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 	r.needs = needsOf(modules) // before the compiler rewrites the modules
 	// Data is turned into OPA's terms once, here, and not at every evaluation.
 	r.store = inmem.NewFromObjectWithOpts(data, inmem.OptReturnASTValuesOnRead(true))
+	var err error
+	if r.txn, err = r.store.NewTransaction(ctx); err != nil {
+		return nil, err
+	}
 	return r, storage.Txn(ctx, r.store, storage.TransactionParams{}, func(txn storage.Transaction) error {
 		r.compiler = ast.NewCompiler().
 			WithCapabilities(r.capabilities).
