@@ -34,7 +34,7 @@ test:
 	go test ./internal/sandbox/process
 
 test-long:
-	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres' ./internal/daemon ./internal/ledger
+	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField' ./internal/daemon ./internal/ledger
 	$(MAKE) fuzz
 
 fuzz:

@@ -44,7 +44,7 @@ func (r *rig) rows(size uint64) (leaves []evidence.Entry, fields map[string]evid
 func TestEraseOneField(t *testing.T) {
 	n := 2000
 	switch {
-	case os.Getenv("PVAULT_LONG") != "":
+	case os.Getenv("PVAULT_LONG") != "" && database == nil:
 		n = 1_000_000
 	case testing.Short():
 		n = 300
@@ -129,13 +129,15 @@ func TestEraseOneField(t *testing.T) {
 		}
 	}
 
-	var b bytes.Buffer
-	if err := r.led.ExportAll(t.Context(), &b, ExportOptions{Disclose: true}); err != nil {
-		t.Fatal(err)
-	}
-	rep, err := evidence.VerifyBytes(b.Bytes(), evidence.Options{Keys: []string{r.led.VerifierKey()}, Since: note})
-	if err != nil || rep.Problem != evidence.ProblemNone {
-		t.Fatal(rep, err)
+	if n <= 2000 { // to open a million records one by one would take an hour
+		var b bytes.Buffer
+		if err := r.led.ExportAll(t.Context(), &b, ExportOptions{Disclose: true}); err != nil {
+			t.Fatal(err)
+		}
+		rep, err := evidence.VerifyBytes(b.Bytes(), evidence.Options{Keys: []string{r.led.VerifierKey()}, Since: note})
+		if err != nil || rep.Problem != evidence.ProblemNone {
+			t.Fatal(rep, err)
+		}
 	}
 	if err := r.reopen(); err != nil {
 		t.Fatal(err)
