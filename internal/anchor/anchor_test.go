@@ -496,3 +496,34 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestOnlyTheNamedServerAnswers has a witness send on to a server that has the right
+// answer, and bury the right answer in too much.
+func TestOnlyTheNamedServerAnswers(t *testing.T) {
+	for name, twist := range map[string]func(w http.ResponseWriter, elsewhere, line string){
+		"a redirect to the right answer": func(w http.ResponseWriter, elsewhere, _ string) {
+			w.Header().Set("Location", elsewhere)
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		},
+		"the right answer and too much": func(w http.ResponseWriter, _, line string) {
+			io.WriteString(w, line+strings.Repeat("\n", maxAnswer))
+		},
+	} {
+		b := newBench(t)
+		b.source.grow(5)
+		var right string
+		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, right) }))
+		t.Cleanup(other.Close)
+		b.witness.set(func(w http.ResponseWriter, line string) bool {
+			right = line
+			twist(w, other.URL, line)
+			return true
+		})
+		if err := b.Now(t.Context()); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+		if w, _ := b.check(t); w != 0 {
+			t.Errorf("%s: anchored at %d", name, w)
+		}
+	}
+}
