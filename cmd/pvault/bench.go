@@ -69,6 +69,7 @@ func (b *bench) areas() []struct {
 		{"policy", b.policyArea},
 		{"flow", b.flowArea},
 		{"ledger", b.ledgerArea},
+		{"kill", b.killArea},
 	}
 }
 

@@ -91,7 +91,7 @@ func (r *rig) wantPhases(task admin.Task, id string, want ...vault.Phase) {
 func TestHostileServerInJail(t *testing.T) {
 	r := startDaemon(t, func(c *daemon.Config) {
 		c.Sandbox.MinGrade = "none"
-		c.Limits.Call = 2 * time.Second
+		c.Limits.Call = 8 * time.Second // long enough for a flood of a MiB under -race on a busy host
 		c.Limits.Result = 1 << 20
 	})
 	if r.status().Grade == vault.GradeNone.String() {

@@ -170,9 +170,7 @@ func TestServerTLS(t *testing.T) {
 					return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}, nil
 				}
 			}
-			a, b := net.Pipe()
-			defer a.Close()
-			defer b.Close()
+			a, b := connected(t)
 			go func() { _ = tls.Client(b, client).HandshakeContext(t.Context()) }()
 			s := tls.Server(a, conf)
 			if err := s.HandshakeContext(t.Context()); (err != nil) != tt.fails {
@@ -190,6 +188,31 @@ func TestServerTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// connected gives two ends of one Unix socket. Unlike net.Pipe it buffers: a side that
+// sends an alert does not wait for one that is still sending its certificate.
+func connected(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if b, err = net.Dial("unix", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	if a, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	return a, b
 }
 
 func writePEM(t *testing.T, path, kind string, der []byte) {
