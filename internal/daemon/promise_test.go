@@ -849,11 +849,13 @@ func TestPromise09GuardGuardsItself(t *testing.T) {
 // TestEd25519Malleability in capability, TestPublishedVector in internal/approval,
 // the RFC 6962 and signed note tests in evidence.
 var cryptographyOf = map[string][]string{
-	"crypto/aes":                   {"internal/ledger"},
-	"crypto/cipher":                {"internal/ledger", "evidence"},
-	"crypto/ecdh":                  {"capability"},
-	"crypto/ecdsa":                 {"capability", "evidence", "internal/oauth"}, // evidence verifies Rekor entries; oauth holds keys of issuers to their kind
-	"crypto/elliptic":              {"capability", "evidence"},
+	"crypto/aes":    {"internal/ledger"},
+	"crypto/cipher": {"internal/ledger", "evidence"},
+	"crypto/ecdh":   {"capability"},
+	// evidence verifies Rekor entries, anchor signs them with a key that keystore made;
+	// oauth holds keys of issuers to their kind.
+	"crypto/ecdsa":                 {"capability", "evidence", "internal/anchor", "internal/keystore", "internal/oauth"},
+	"crypto/elliptic":              {"capability", "evidence", "internal/keystore"},
 	"crypto/hkdf":                  {"capability"},
 	"crypto/hmac":                  {"capability", "evidence", "internal/oauth"}, // oauth makes nonces that it need not keep
 	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger", "internal/oauth"},
