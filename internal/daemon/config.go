@@ -388,14 +388,14 @@ func setDefault[T comparable](p *T, v T) {
 
 var (
 	tenantForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-	domainForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,254}$`)
+	domainForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
 )
 
 func (c *Config) check() error {
 	switch {
 	case !tenantForm.MatchString(c.Tenant):
 		return fmt.Errorf("tenant %q: want lower-case letters, digits and hyphens", c.Tenant)
-	case !domainForm.MatchString(c.Domain):
+	case len(c.Domain) > 255 || !domainForm.MatchString(c.Domain):
 		return fmt.Errorf("domain %q: want a SPIFFE trust domain", c.Domain)
 	case c.Store != "sqlite" && !store.IsPostgres(c.Store):
 		return errors.New("store: want sqlite or postgres://user@host/database") // not what was given: it may hold a password

@@ -3,6 +3,8 @@ package gateway
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
+	"hash/maphash"
 	"strings"
 	"sync"
 
@@ -39,26 +41,27 @@ type task struct {
 	calls    int
 	denies   int
 	entries  map[string]*entry
-	past     map[shortID]pastCall // closed calls whose result is no longer kept
+	past     map[uint64]pastCall // closed calls whose result is no longer kept, by idHash
 }
 
-// A shortID is the first half of SHA-256 of a call id. An id is up to 128 bytes
-// of the client's, and a task may have millions.
-type shortID [16]byte
+// idHash stands for a call id of a closed call. An id is up to 128 bytes of the
+// client's, and a task may have millions. The hash is keyed for this process, so
+// nobody can choose ids that meet. That two of a million do by chance is 3 in 10^8; the
+// later one would be refused, and nothing would run twice.
+func idHash(id string) uint64 { return maphash.String(idSeed, id) }
 
-func shorten(id string) shortID {
-	sum := sha256.Sum256([]byte(id))
-	return shortID(sum[:])
-}
+var idSeed = maphash.MakeSeed()
 
 // A pastCall is what has to be known of a closed call for as long as its task
 // lives: that it ran, so that it never runs twice. There are no pointers in it,
 // which keeps a large map cheap for the collector.
 type pastCall struct {
-	what    shortID // first half of the entry's; zero if not known
 	intent  uint64
-	unknown bool // its outcome is not known
+	what    uint32 // the first bytes of the entry's, to word a refusal; zero if not known
+	unknown bool   // its outcome is not known
 }
+
+func whatHash(d vault.Digest) uint32 { return binary.BigEndian.Uint32(d[:]) }
 
 // An entry is one call id of a task.
 type entry struct {
@@ -122,11 +125,11 @@ func (t *Tasks) begin(c *vault.Call, leaf vault.Digest) (e *entry, mine bool, er
 		}
 		return e, false, nil
 	}
-	if p, ok := k.past[shorten(c.ID)]; ok {
+	if p, ok := k.past[idHash(c.ID)]; ok {
 		switch {
 		case p.unknown:
 			return nil, false, unknownCall()
-		case p.what != shortID{} && p.what != shortID(what[:]):
+		case p.what != 0 && p.what != whatHash(what):
 			return nil, false, vault.NewDenial(vault.CodeCallArgsDiffer, "", nil)
 		}
 		return &entry{task: c.Task, intent: p.intent, done: closed, ran: true, lost: true}, false, nil
@@ -198,7 +201,7 @@ func (t *Tasks) keep(e *entry) {
 		// A task that was forgotten meanwhile has forgotten its calls too.
 		if k := t.tasks[old.task]; k != nil && k.entries[old.id] == old {
 			delete(k.entries, old.id)
-			k.remember(old.id, pastCall{what: shortID(old.what[:]), intent: old.intent, unknown: old.phase == vault.PhaseUnknown})
+			k.remember(old.id, pastCall{what: whatHash(old.what), intent: old.intent, unknown: old.phase == vault.PhaseUnknown})
 		}
 	}
 }
@@ -206,9 +209,9 @@ func (t *Tasks) keep(e *entry) {
 // remember notes a closed call.
 func (k *task) remember(id string, p pastCall) {
 	if k.past == nil {
-		k.past = make(map[shortID]pastCall)
+		k.past = make(map[uint64]pastCall)
 	}
-	k.past[shorten(id)] = p
+	k.past[idHash(id)] = p
 }
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()

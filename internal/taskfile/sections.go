@@ -31,9 +31,9 @@ var (
 
 var (
 	plainName     = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	principalForm = regexp.MustCompile(`^(user|service):[^\s]{1,240}$`)
+	principalForm = regexp.MustCompile(`^(user|service):\S+$`)
 	dnsName       = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
-	spiffeID      = regexp.MustCompile(`^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$`)
+	spiffeID      = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 	sumForm       = regexp.MustCompile(`^sum\(\s*([^,\s]+)\s*,\s*([A-Za-z0-9_-]{1,16})\s*\)$`)
 )
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/pilox/vault"
@@ -38,18 +39,20 @@ const maxFindings = 32
 
 // instructions are phrasings of published tool-poisoning attacks: they address
 // the model, about something else than how to call the tool.
-var instructions = regexp.MustCompile(`(?i)` + strings.Join([]string{
-	`<\s*/?\s*(important|system|instructions?|secret|critical)\s*>`,
-	`\b(ignore|disregard|forget|override)\b.{0,30}\b(previous|prior|above|earlier|other|all)\b.{0,20}\b(instructions?|rules?|prompts?|tools?|messages?)\b`,
-	`\b(do not|don't|never|without)\b.{0,20}\b(tell|telling|mention|mentioning|inform|informing|notify|notifying|reveal|revealing|ask|asking|show|showing)\b.{0,20}\b(the )?user\b`,
-	`\bbefore (using|calling|you use|you call|invoking)\b.{0,30}\b(this|any|other|another)\b.{0,10}\btools?\b`,
-	`\b(instead of|rather than) (using|calling)\b`,
-	`\byou (must|have to|should always)\b.{0,20}\b(first|always|also)\b`,
-	`\b(always|first) (call|use|invoke|run|read)\b.{0,30}\b(this tool|before|first)\b`,
-	`\bsystem prompt\b`,
-	`\b(your|the) (instructions|guidelines) (are|have)\b`,
-	`~/\.(ssh|aws|config|cursor|gnupg|netrc|npmrc)\b|\bid_rsa\b|\bmcp\.json\b`,
-}, "|"))
+var instructions = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)` + strings.Join([]string{
+		`<\s*/?\s*(important|system|instructions?|secret|critical)\s*>`,
+		`\b(ignore|disregard|forget|override)\b.{0,30}\b(previous|prior|above|earlier|other|all)\b.{0,20}\b(instructions?|rules?|prompts?|tools?|messages?)\b`,
+		`\b(do not|don't|never|without)\b.{0,20}\b(tell|telling|mention|mentioning|inform|informing|notify|notifying|reveal|revealing|ask|asking|show|showing)\b.{0,20}\b(the )?user\b`,
+		`\bbefore (using|calling|you use|you call|invoking)\b.{0,30}\b(this|any|other|another)\b.{0,10}\btools?\b`,
+		`\b(instead of|rather than) (using|calling)\b`,
+		`\byou (must|have to|should always)\b.{0,20}\b(first|always|also)\b`,
+		`\b(always|first) (call|use|invoke|run|read)\b.{0,30}\b(this tool|before|first)\b`,
+		`\bsystem prompt\b`,
+		`\b(your|the) (instructions|guidelines) (are|have)\b`,
+		`~/\.(ssh|aws|config|cursor|gnupg|netrc|npmrc)\b|\bid_rsa\b|\bmcp\.json\b`,
+	}, "|"))
+})
 
 // examine looks at every string and every key of a definition.
 func examine(server string, key itemKey, def vault.Value, others []string) []Finding {
@@ -95,7 +98,7 @@ func (e *examiner) text(where, s string) {
 	if r, ok := findHidden(s); ok {
 		e.add(where, FindHidden, strings.ToUpper(runeName(r)))
 	}
-	if m := instructions.FindString(s); m != "" {
+	if m := instructions().FindString(s); m != "" {
 		e.add(where, FindInstructs, shorten(strings.ToValidUTF8(m, "")))
 	}
 	for _, name := range e.others {
