@@ -59,7 +59,7 @@ func TestLayers(t *testing.T) {
 		}
 		if d.IsDir() {
 			switch d.Name() {
-			case "testdata", ".git", "node_modules", "tools", "contrib":
+			case "testdata", ".git", "node_modules", "tools", "contrib", "judges":
 				return fs.SkipDir
 			}
 			return nil

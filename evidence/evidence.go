@@ -49,8 +49,9 @@ import (
 // Limits of version 1. A producer stays below them, a verifier refuses more.
 const (
 	// MaxLeaf bounds the bytes of one leaf. A usual leaf has about 800; what can
-	// make it long are debits and the name of a tool.
-	MaxLeaf = 64 << 10
+	// make it long are debits and the name of a tool. An entry bundle of tlog-tiles has
+	// 16 bits for its length.
+	MaxLeaf = 1<<16 - 1
 	// MaxBundle bounds the bytes of a bundle: a million usual leaves.
 	MaxBundle = 1 << 30
 	// MaxFields bounds the fields of one leaf. The classes of today have at most

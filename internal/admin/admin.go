@@ -65,6 +65,8 @@ type Status struct {
 	StatusKey string `json:"status_key"`
 	// TLS is the address of the TLS listener, "" if there is none.
 	TLS string `json:"tls,omitempty"`
+	// Tiles is where the ledger is served as a transparency log, "" for none or a socket.
+	Tiles string `json:"tiles,omitempty"`
 }
 
 // A TaskRequest opens a task instance from a task file.

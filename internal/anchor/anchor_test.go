@@ -7,63 +7,27 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	fnote "github.com/transparency-dev/formats/note"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
+	"github.com/pilox/vault/internal/vaulttest"
 )
-
-// A tree is a log by another implementation than ours.
-type tree struct {
-	hashes []tlog.Hash
-	size   int64
-}
-
-func (t *tree) ReadHashes(at []int64) ([]tlog.Hash, error) {
-	var out []tlog.Hash
-	for _, i := range at {
-		out = append(out, t.hashes[i])
-	}
-	return out, nil
-}
-
-func (t *tree) add(leaf []byte) {
-	h, err := tlog.StoredHashes(t.size, leaf, t)
-	if err != nil {
-		panic(err)
-	}
-	t.hashes, t.size = append(t.hashes, h...), t.size+1
-}
-
-func (t *tree) root() tlog.Hash {
-	h, err := tlog.TreeHash(t.size, t)
-	if err != nil {
-		panic(err)
-	}
-	return h
-}
 
 const origin = "vault.internal/default/test"
 
 // A source is a ledger that only grows.
 type source struct {
-	tree
+	vaulttest.Tree
 	key  ed25519.PrivateKey
 	vkey string
 }
@@ -82,14 +46,14 @@ func newSource(t *testing.T) *source {
 
 func (s *source) grow(n int) {
 	for range n {
-		s.add(fmt.Append(nil, s.size))
+		s.Add(fmt.Append(nil, s.Size))
 	}
 }
 
 func (s *source) VerifierKey() string { return s.vkey }
 
 func (s *source) Checkpoint(context.Context) ([]byte, error) {
-	return evidence.Checkpoint{Origin: origin, Size: uint64(s.size), Root: vault.Digest(s.root())}.Sign(s.key)
+	return evidence.Checkpoint{Origin: origin, Size: uint64(s.Size), Root: vault.Digest(s.Root())}.Sign(s.key)
 }
 
 func (s *source) Consistency(_ context.Context, older, newer uint64) (out []vault.Digest, err error) {
@@ -103,189 +67,27 @@ func (s *source) Consistency(_ context.Context, older, newer uint64) (out []vaul
 	return out, err
 }
 
-// A witness checks what it is asked as the protocol says, and lies where twist does.
-type witness struct {
-	mu     sync.Mutex
-	signer note.Signer
-	vkey   string
-	size   uint64
-	root   tlog.Hash
-	asked  int
-	twist  func(w http.ResponseWriter, line string) bool // reports whether it answered
-}
-
-func newWitness(t *testing.T, name string) (*witness, *httptest.Server) {
-	pub, priv, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyed := append([]byte{4}, pub...)
-	id := sha256.Sum256(append([]byte(name+"\n"), keyed...))
-	hash := fmt.Sprintf("%08x", binary.BigEndian.Uint32(id[:4]))
-	// A note key for signing has the type of a plain one.
-	plain := append([]byte{1}, pub...)
-	plainID := sha256.Sum256(append([]byte(name+"\n"), plain...))
-	skey := fmt.Sprintf("PRIVATE+KEY+%s+%08x+%s", name, binary.BigEndian.Uint32(plainID[:4]), base64.StdEncoding.EncodeToString(append([]byte{1}, priv.Seed()...)))
-	w := &witness{vkey: name + "+" + hash + "+" + base64.StdEncoding.EncodeToString(keyed)}
-	if w.signer, err = fnote.NewSignerForCosignatureV1(skey); err != nil {
-		t.Fatal(err)
-	}
-	s := httptest.NewServer(w)
-	t.Cleanup(s.Close)
-	return w, s
-}
-
-func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.asked++
-	body, _ := io.ReadAll(r.Body)
-	head, rest, _ := strings.Cut(string(body), "\n\n")
-	lines := strings.Split(head, "\n")
-	old, err := strconv.ParseUint(strings.TrimPrefix(lines[0], "old "), 10, 64)
-	text, _, ok := strings.Cut(rest, "\n\n")
-	cp, err2 := evidence.ParseCheckpoint(text + "\n")
-	if err != nil || err2 != nil || !ok || r.URL.Path != "/w/add-checkpoint" {
-		http.Error(w, "malformed", http.StatusBadRequest)
-		return
-	}
-	if old != s.size {
-		w.WriteHeader(http.StatusConflict)
-		fmt.Fprintf(w, "%d\n", s.size)
-		return
-	}
-	var proof tlog.TreeProof
-	for _, l := range lines[1:] {
-		h, err := tlog.ParseHash(l)
-		if err != nil {
-			http.Error(w, "hash", http.StatusBadRequest)
-			return
-		}
-		proof = append(proof, h)
-	}
-	if old > 0 && tlog.CheckTree(proof, int64(cp.Size), tlog.Hash(cp.Root), int64(old), s.root) != nil {
-		http.Error(w, "inconsistent", http.StatusUnprocessableEntity)
-		return
-	}
-	signed, err := note.Sign(&note.Note{Text: cp.Text()}, s.signer)
-	if err != nil {
-		panic(err)
-	}
-	line := string(signed[len(cp.Text())+1:])
-	if s.twist != nil && s.twist(w, line) {
-		return
-	}
-	s.size, s.root = cp.Size, tlog.Hash(cp.Root)
-	io.WriteString(w, line)
-}
-
-func (s *witness) set(twist func(http.ResponseWriter, string) bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.twist = twist
-}
-
-// A rekor is a Rekor v2 log as far as a client sees it.
-type rekor struct {
-	tree
-	mu     sync.Mutex
-	signer note.Signer
-	vkey   string
-	asked  int
-	bodies [][]byte
-	twist  func(w http.ResponseWriter, entry []byte) bool
-}
-
-func newRekor(t *testing.T) (*rekor, *httptest.Server) {
-	skey, vkey, err := note.GenerateKey(rand.Reader, "rekor-local")
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &rekor{vkey: vkey}
-	if k.signer, err = note.NewSigner(skey); err != nil {
-		t.Fatal(err)
-	}
-	k.grow()
-	s := httptest.NewServer(k)
-	t.Cleanup(s.Close)
-	return k, s
-}
-
-func (k *rekor) grow() { k.add([]byte("another's")) }
-
-func (k *rekor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.asked++
-	body, _ := io.ReadAll(r.Body)
-	k.bodies = append(k.bodies, body)
-	var req rekorRequest
-	if err := json.Unmarshal(body, &req); err != nil || r.URL.Path != "/api/v2/log/entries" {
-		http.Error(w, "malformed", http.StatusBadRequest)
-		return
-	}
-	b64 := base64.StdEncoding.EncodeToString
-	v := &req.V002
-	leaf := fmt.Appendf(nil, `{"apiVersion":"0.0.2","kind":"hashedrekord","spec":{"hashedRekordV002":{"data":{"algorithm":"SHA2_256","digest":%q},"signature":{"content":%q,"verifier":{"keyDetails":%q,"publicKey":{"rawBytes":%q}}}}}}`,
-		b64(v.Digest), b64(v.Signature.Content), v.Signature.Verifier.KeyDetails, b64(v.Signature.Verifier.PublicKey.RawBytes))
-	k.add(leaf)
-	proof, err := tlog.ProveRecord(k.size, k.size-1, k)
-	if err != nil {
-		panic(err)
-	}
-	root := k.root()
-	cp, err := note.Sign(&note.Note{Text: fmt.Sprintf("rekor-local\n%d\n%s\n", k.size, b64(root[:]))}, k.signer)
-	if err != nil {
-		panic(err)
-	}
-	var hashes [][]byte
-	for _, h := range proof {
-		hashes = append(hashes, h[:])
-	}
-	entry, err := json.Marshal(map[string]any{
-		"logIndex": strconv.FormatInt(k.size-1, 10), "canonicalizedBody": leaf,
-		"inclusionProof": map[string]any{
-			"logIndex": strconv.FormatInt(k.size-1, 10), "treeSize": strconv.FormatInt(k.size, 10), "hashes": hashes,
-			"checkpoint": map[string]any{"envelope": string(cp)},
-		},
-	})
-	if err != nil {
-		panic(err)
-	}
-	if k.twist != nil && k.twist(w, entry) {
-		return
-	}
-	w.WriteHeader(http.StatusCreated)
-	w.Write(entry)
-}
-
-func (k *rekor) set(twist func(http.ResponseWriter, []byte) bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.twist = twist
-}
-
 // A bench is a source with a witness, a log and the anchorer under test.
 type bench struct {
 	*Anchorer
 	source  *source
-	witness *witness
-	rekor   *rekor
+	witness *vaulttest.Witness
+	rekor   *vaulttest.Rekor
 	cfg     Config
 }
 
 func newBench(t *testing.T) *bench {
 	b := &bench{source: newSource(t)}
-	w, ws := newWitness(t, "w.example")
-	k, ks := newRekor(t)
+	w, ws := vaulttest.NewWitness(t, "w.example")
+	k, ks := vaulttest.NewRekor(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.witness, b.rekor = w, k
 	b.cfg = Config{
-		Policy: []byte("witness w " + w.vkey + " " + ws.URL + "/w\nquorum w\n"),
-		Rekor:  ks.URL, RekorKey: k.vkey, Key: key, Dir: t.TempDir(), Timeout: 2 * time.Second,
+		Policy: []byte("witness w " + w.VKey + " " + ws.URL + "/w\nquorum w\n"),
+		Rekor:  ks.URL, RekorKey: k.VKey, Key: key, Dir: t.TempDir(), Timeout: 2 * time.Second,
 	}
 	b.open(t)
 	return b
@@ -320,7 +122,7 @@ func (b *bench) check(t *testing.T) (witnessed, logged uint64) {
 			}
 			witnessed = max(witnessed, cp.Size)
 		case evidence.AnchorRekor:
-			if err := evidence.VerifyRekor(a.Proof, cp, b.rekor.vkey); err != nil {
+			if err := evidence.VerifyRekor(a.Proof, cp, b.rekor.VKey); err != nil {
 				t.Errorf("the kept entry of %d: %v", cp.Size, err)
 			}
 			logged = max(logged, cp.Size)
@@ -331,21 +133,21 @@ func (b *bench) check(t *testing.T) (witnessed, logged uint64) {
 
 func TestAnchors(t *testing.T) {
 	b := newBench(t)
-	if err := b.Now(t.Context()); err != nil || b.witness.asked+b.rekor.asked != 0 {
+	if err := b.Now(t.Context()); err != nil || b.witness.Asked()+b.rekor.Asked() != 0 {
 		t.Fatalf("an empty ledger was anchored: %v", err)
 	}
 	for _, grow := range []int{1, 4, 300, 1, 1, 1, 1} {
 		b.source.grow(grow)
-		b.rekor.grow()
+		b.rekor.Grow()
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, k := b.check(t); w != uint64(b.source.size) || k != w {
-			t.Fatalf("anchored at %d and %d, the ledger has %d", w, k, b.source.size)
+		if w, k := b.check(t); w != uint64(b.source.Size) || k != w {
+			t.Fatalf("anchored at %d and %d, the ledger has %d", w, k, b.source.Size)
 		}
 	}
-	asked := b.witness.asked + b.rekor.asked
-	if err := b.Now(t.Context()); err != nil || b.witness.asked+b.rekor.asked != asked {
+	asked := b.witness.Asked() + b.rekor.Asked()
+	if err := b.Now(t.Context()); err != nil || b.witness.Asked()+b.rekor.Asked() != asked {
 		t.Errorf("a ledger that has not grown was anchored again: %v", err)
 	}
 	if list, _ := b.Anchors(t.Context()); len(list) != 2*maxKept {
@@ -357,8 +159,8 @@ func TestAnchors(t *testing.T) {
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if w, k := b.check(t); w != uint64(b.source.size) || k != w {
-		t.Errorf("after a restart: anchored at %d and %d, the ledger has %d", w, k, b.source.size)
+	if w, k := b.check(t); w != uint64(b.source.Size) || k != w {
+		t.Errorf("after a restart: anchored at %d and %d, the ledger has %d", w, k, b.source.Size)
 	}
 }
 
@@ -399,15 +201,15 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			b.source.grow(5)
-			b.witness.set(func(w http.ResponseWriter, line string) bool { return twist(w, []byte(line)) })
+			b.witness.Set(func(w http.ResponseWriter, line string) bool { return twist(w, []byte(line)) })
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "witness w") || strings.Contains(err.Error(), "rekor") {
 				t.Errorf("error %v, want one of the witness alone", err)
 			}
 			if w, k := b.check(t); w != 0 || k != 5 {
 				t.Errorf("anchored at %d and %d, want 0 and 5", w, k)
 			}
-			b.witness.set(nil)
-			b.rekor.set(twist)
+			b.witness.Set(nil)
+			b.rekor.Set(twist)
 			b.source.grow(5)
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") || strings.Contains(err.Error(), "witness") {
 				t.Errorf("error %v, want one of the log alone", err)
@@ -418,15 +220,15 @@ func TestFaults(t *testing.T) {
 			if s := b.Status(); s[0].Error != "" || s[1].Error == "" || s[1].Size != 5 {
 				t.Errorf("status %+v", s)
 			}
-			b.rekor.set(nil)
+			b.rekor.Set(nil)
 			if err := b.ask(t.Context(), false); err != nil {
 				t.Error(err)
 			}
 			if w, k := b.check(t); w != 10 || k != 10 {
 				t.Errorf("caught up to %d and %d, want 10 and 10", w, k)
 			}
-			n := len(b.rekor.bodies)
-			if same := bytes.Equal(b.rekor.bodies[n-1], b.rekor.bodies[n-2]); same == (name == "409") {
+			n := len(b.rekor.Bodies)
+			if same := bytes.Equal(b.rekor.Bodies[n-1], b.rekor.Bodies[n-2]); same == (name == "409") {
 				t.Errorf("the second attempt sent the same bytes: %v", same)
 			}
 		})
@@ -440,24 +242,24 @@ func TestLies(t *testing.T) {
 	b.source.grow(5)
 	var line string
 	var entry []byte
-	b.witness.set(func(_ http.ResponseWriter, l string) bool { line = l; return false })
-	b.rekor.set(func(_ http.ResponseWriter, e []byte) bool { entry = e; return false })
+	b.witness.Set(func(_ http.ResponseWriter, l string) bool { line = l; return false })
+	b.rekor.Set(func(_ http.ResponseWriter, e []byte) bool { entry = e; return false })
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.source.grow(5)
-	b.witness.set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true })
-	b.rekor.set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })
+	b.witness.Set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true })
+	b.rekor.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })
 	if err := b.Now(t.Context()); err == nil {
 		t.Error("a cosignature and an entry of an older checkpoint were taken")
 	}
 	if w, k := b.check(t); w != 5 || k != 5 {
 		t.Errorf("anchored at %d and %d, want 5 and 5", w, k)
 	}
-	stranger, _ := newRekor(t)
-	b.cfg.RekorKey = stranger.vkey
-	b.witness.set(nil)
-	b.rekor.set(nil)
+	stranger, _ := vaulttest.NewRekor(t)
+	b.cfg.RekorKey = stranger.VKey
+	b.witness.Set(nil)
+	b.rekor.Set(nil)
 	b.open(t)
 	if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") {
 		t.Errorf("an entry of a log with another key was taken: %v", err)
@@ -471,7 +273,7 @@ func TestRollback(t *testing.T) {
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	b.source.tree = tree{}
+	b.source.Tree = vaulttest.Tree{}
 	b.source.grow(10)
 	b.cfg.Dir = t.TempDir()
 	b.open(t)
@@ -514,7 +316,7 @@ func TestOnlyTheNamedServerAnswers(t *testing.T) {
 		var right string
 		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, right) }))
 		t.Cleanup(other.Close)
-		b.witness.set(func(w http.ResponseWriter, line string) bool {
+		b.witness.Set(func(w http.ResponseWriter, line string) bool {
 			right = line
 			twist(w, other.URL, line)
 			return true

@@ -1,6 +1,7 @@
 package anchor
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	_ "modernc.org/sqlite" // the witness keeps its logs in such a file
 
+	"github.com/pilox/vault/evidence"
 	"github.com/pilox/vault/internal/vaulttest"
 )
 
@@ -95,24 +97,53 @@ func TestRekorServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t)
-	if b.rekor.vkey, err = note.NewEd25519VerifierKey("rekor-local", pub); err != nil {
+	if b.rekor.VKey, err = note.NewEd25519VerifierKey("rekor-local", pub); err != nil {
 		t.Fatal(err)
 	}
 	p := port(t)
 	start(t, "127.0.0.1:"+p, bin, "serve", "--http-address=127.0.0.1", "--http-port="+p, "--grpc-address=127.0.0.1", "--grpc-port="+port(t),
 		"--http-metrics-port="+port(t), "--hostname=rekor-local", "--storage-dir="+filepath.Join(dir, "tiles"), "--signer-filepath="+key,
 		"--checkpoint-interval=1s", "--batch-max-age=10ms")
-	b.cfg.Rekor, b.cfg.RekorKey, b.cfg.Timeout = "http://127.0.0.1:"+p, b.rekor.vkey, 0
+	b.cfg.Rekor, b.cfg.RekorKey, b.cfg.Timeout = "http://127.0.0.1:"+p, b.rekor.VKey, 0
 	b.open(t)
 	for range 3 {
 		b.source.grow(3)
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, k := b.check(t); k != uint64(b.source.size) {
-			t.Errorf("logged at %d, want %d", k, b.source.size)
+		if _, k := b.check(t); k != uint64(b.source.Size) {
+			t.Errorf("logged at %d, want %d", k, b.source.Size)
 		}
 	}
+	t.Run("Sigstore's verifier", func(t *testing.T) {
+		judge := vaulttest.Judges(t)
+		list, err := b.Anchors(t.Context())
+		if err != nil || len(list) == 0 {
+			t.Fatalf("%d anchors, %v", len(list), err)
+		}
+		for i, a := range list {
+			if a.Kind != evidence.AnchorRekor {
+				continue
+			}
+			file := filepath.Join(dir, fmt.Sprintf("entry-%d.json", i))
+			if err := os.WriteFile(file, a.Proof, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := judge("rekor", file, b.rekor.VKey); err != nil {
+				t.Errorf("anchor %d: %v: %s", i, err, out)
+			}
+			bad := bytes.Replace(a.Proof, []byte(`"hashes":["`), []byte(`"hashes":["AAAA`), 1)
+			if bytes.Equal(bad, a.Proof) {
+				bad = bytes.Replace(a.Proof, []byte(`"logIndex":"`), []byte(`"logIndex":"1`), 2)
+			}
+			if err := os.WriteFile(file, bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := judge("rekor", file, b.rekor.VKey); err == nil {
+				t.Errorf("anchor %d: an altered entry passes: %s", i, out)
+			}
+		}
+	})
 }
 
 // TestWitnessServer is cosigned by litewitness, a witness as its project ships it.
@@ -180,8 +211,8 @@ func TestWitnessServer(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, _ := b.check(t); w != uint64(b.source.size) {
-			t.Errorf("cosigned at %d, want %d", w, b.source.size)
+		if w, _ := b.check(t); w != uint64(b.source.Size) {
+			t.Errorf("cosigned at %d, want %d", w, b.source.Size)
 		}
 	}
 }

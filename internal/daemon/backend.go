@@ -37,7 +37,7 @@ func (d *Daemon) status() admin.Status {
 		Tenant: string(d.tenant), Cluster: d.cluster, Ledger: d.ledger.Head().Size, LedgerKey: d.ledger.VerifierKey(),
 		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Rules: d.rules(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
-		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls, Anchors: d.anchorStatus(),
+		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls, Tiles: d.listeners.tiles, Anchors: d.anchorStatus(),
 	}
 }
 

@@ -47,6 +47,7 @@ type Config struct {
 	Store     string    `yaml:"store"`     // sqlite, or postgres://user@host/database; "" means sqlite
 	Ledger    Ledger    `yaml:"ledger"`    //
 	Anchor    Anchor    `yaml:"anchor"`    // who vouches for the ledger's checkpoints
+	Tiles     Tiles     `yaml:"tiles"`     // the ledger as a transparency log over HTTP
 	Policy    Policy    `yaml:"policy"`    //
 	Approvals Approvals `yaml:"approvals"` //
 	Exchange  Exchange  `yaml:"exchange"`  //
@@ -287,7 +288,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -438,6 +439,9 @@ func (c *Config) check() error {
 		return errors.New("doors.trust_principal: every program of the host can connect to a port and name a principal; make doors.ext_authz the absolute path of a socket")
 	}
 	if err := c.Exchange.complete(); err != nil {
+		return err
+	}
+	if err := c.Tiles.check(); err != nil {
 		return err
 	}
 	if _, err := c.Autonomy.levels(); err != nil {

@@ -29,6 +29,7 @@ type listeners struct {
 	wg      sync.WaitGroup // of the accepting goroutines
 	http    string         // address of the loopback listener, "" for none
 	tls     string         // address of the TLS listener, "" for none
+	tiles   string         // address of the transparency log, "" for none or a socket
 	console *console.Console
 }
 
@@ -116,6 +117,9 @@ func (d *Daemon) newServer(h http.Handler) *http.Server {
 func (d *Daemon) Listen(ctx context.Context) error {
 	if err := d.openDoors(ctx); err != nil {
 		return err
+	}
+	if err := d.listenTiles(ctx); err != nil {
+		return fmt.Errorf("tiles.address: %w", err)
 	}
 	if err := d.listenAdmin(ctx); err != nil {
 		return fmt.Errorf("admin socket: %w", err)

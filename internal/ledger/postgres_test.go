@@ -40,6 +40,7 @@ func TestOnPostgres(t *testing.T) {
 		"one field erased":            TestEraseOneField,
 		"a subject erased":            TestEraseSubjectReachesBackups,
 		"erasures refused":            TestEraseRefuses,
+		"tiles":                       TestTiles,
 		"missing checkpoints":         TestMissingOrForeignCheckpointIsNotPassedOver,
 		"ledgers take over in a race": testTakeOver,
 		"batches behind each other":   testPipeline,

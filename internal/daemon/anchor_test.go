@@ -1,0 +1,94 @@
+package daemon_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pilox/vault/evidence"
+	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/daemon"
+	"github.com/pilox/vault/internal/vaulttest"
+)
+
+// TestAnchored: whom vault.yaml names vouches for the ledger in the background and
+// when asked, their word goes into bundles, and whatever they do instead of it leaves
+// calls alone and is made up for later.
+func TestAnchored(t *testing.T) {
+	witness, ws := vaulttest.NewWitness(t, "w.example")
+	log, ls := vaulttest.NewRekor(t)
+	policy := []byte("witness w " + witness.VKey + " " + ws.URL + "/w\nquorum w\n")
+	file := filepath.Join(t.TempDir(), "policy")
+	if err := os.WriteFile(file, policy, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := startDaemon(t, func(c *daemon.Config) {
+		c.Anchor = daemon.Anchor{Witnesses: file, Rekor: ls.URL, RekorKey: log.VKey, Every: time.Second}
+	})
+	u := newUpstream(t, "act")
+	r.addURL("up", u.url)
+	task := r.mint(taskFor("anchored", 100, "up.act: {args: any}"))
+	// reached waits until both vouch for what is on record now.
+	reached := func(what string) {
+		t.Helper()
+		size := r.status().Ledger
+		eventually(t, what, func() bool {
+			return !slices.ContainsFunc(r.status().Anchors, func(a admin.Anchor) bool { return a.Size < uint64(size) })
+		})
+	}
+	r.call(task, "up", "act", "{}")
+	reached("the background anchors")
+
+	release := make(chan struct{})
+	for what, answer := range map[string]func(w http.ResponseWriter){
+		"502":     func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
+		"404":     func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) },
+		"garbage": func(w http.ResponseWriter) { w.Write([]byte("yes\n")) },
+		"slow":    func(w http.ResponseWriter) { <-release },
+	} {
+		witness.Set(func(w http.ResponseWriter, _ string) bool { answer(w); return true })
+		log.Set(func(w http.ResponseWriter, _ []byte) bool { answer(w); return true })
+		asked := log.Asked()
+		for range 2 { // the first is what they are asked about
+			if got := r.call(task, "up", "act", "{}"); got.Denial != nil || got.IsError {
+				t.Errorf("a call while the anchors answer %s: %+v", what, got)
+			}
+			if what != "slow" { // counted when it answers
+				eventually(t, "the log is asked, and answers "+what, func() bool { return log.Asked() > asked })
+			}
+		}
+		if what == "slow" {
+			close(release)
+		}
+		witness.Set(nil)
+		log.Set(nil)
+		reached("what was missed while they answered " + what + " is made up for")
+	}
+
+	if list, err := r.admin.Anchor(t.Context()); err != nil || len(list) != 2 || list[0].Error+list[1].Error != "" {
+		t.Errorf("anchored by hand: %+v, %v", list, err)
+	}
+	bundle, err := r.admin.Export(t.Context(), admin.ExportRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := evidence.Options{Keys: []string{r.status().LedgerKey}, Policy: policy, RekorKeys: []string{log.VKey}}
+	report, err := evidence.VerifyBytes(bundle, want)
+	if err != nil || report.Problem != evidence.ProblemNone || report.Anchored != report.Size || len(report.AnchoredBy) < 2 {
+		b, _ := json.Marshal(report)
+		t.Errorf("the bundle: %v, %s", err, b)
+	}
+	stranger, _ := vaulttest.NewRekor(t)
+	want.RekorKeys = []string{stranger.VKey}
+	if report, err = evidence.VerifyBytes(bundle, want); err != nil || report.Problem != evidence.ProblemUnanchored {
+		t.Errorf("a log that never saw it vouches: %v, %s", err, report.Problem)
+	}
+	if logs := r.logs.String(); !strings.Contains(logs, "502") {
+		t.Error("the log does not say that somebody did not vouch")
+	}
+}

@@ -1,0 +1,250 @@
+package vaulttest
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	fnote "github.com/transparency-dev/formats/note"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/pilox/vault/evidence"
+)
+
+// A Tree is a log by another implementation than ours.
+type Tree struct {
+	hashes []tlog.Hash
+	Size   int64
+}
+
+// ReadHashes returns stored hashes, for package tlog.
+func (t *Tree) ReadHashes(at []int64) ([]tlog.Hash, error) {
+	var out []tlog.Hash
+	for _, i := range at {
+		out = append(out, t.hashes[i])
+	}
+	return out, nil
+}
+
+// Add appends a leaf.
+func (t *Tree) Add(leaf []byte) {
+	h, err := tlog.StoredHashes(t.Size, leaf, t)
+	if err != nil {
+		panic(err)
+	}
+	t.hashes, t.Size = append(t.hashes, h...), t.Size+1
+}
+
+// Root returns the hash of the tree.
+func (t *Tree) Root() tlog.Hash {
+	h, err := tlog.TreeHash(t.Size, t)
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
+
+// A Witness checks what it is asked as C2SP tlog-witness says, and lies
+// where [Witness.Set] says so.
+type Witness struct {
+	mu     sync.Mutex
+	signer note.Signer
+	VKey   string
+	size   uint64
+	root   tlog.Hash
+	asked  int
+	twist  func(w http.ResponseWriter, line string) bool // reports whether it answered
+}
+
+// NewWitness starts a witness; policies name its server with /w behind the URL.
+func NewWitness(t testing.TB, name string) (*Witness, *httptest.Server) {
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyed := append([]byte{4}, pub...)
+	id := sha256.Sum256(append([]byte(name+"\n"), keyed...))
+	hash := fmt.Sprintf("%08x", binary.BigEndian.Uint32(id[:4]))
+	// A note key for signing has the type of a plain one.
+	plain := append([]byte{1}, pub...)
+	plainID := sha256.Sum256(append([]byte(name+"\n"), plain...))
+	skey := fmt.Sprintf("PRIVATE+KEY+%s+%08x+%s", name, binary.BigEndian.Uint32(plainID[:4]), base64.StdEncoding.EncodeToString(append([]byte{1}, priv.Seed()...)))
+	w := &Witness{VKey: name + "+" + hash + "+" + base64.StdEncoding.EncodeToString(keyed)}
+	if w.signer, err = fnote.NewSignerForCosignatureV1(skey); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(w)
+	t.Cleanup(s.Close)
+	return w, s
+}
+
+func (s *Witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	body, _ := io.ReadAll(r.Body)
+	head, rest, _ := strings.Cut(string(body), "\n\n")
+	lines := strings.Split(head, "\n")
+	old, err := strconv.ParseUint(strings.TrimPrefix(lines[0], "old "), 10, 64)
+	text, _, ok := strings.Cut(rest, "\n\n")
+	cp, err2 := evidence.ParseCheckpoint(text + "\n")
+	if err != nil || err2 != nil || !ok || r.URL.Path != "/w/add-checkpoint" {
+		http.Error(w, "malformed", http.StatusBadRequest)
+		return
+	}
+	if old != s.size {
+		w.WriteHeader(http.StatusConflict)
+		fmt.Fprintf(w, "%d\n", s.size)
+		return
+	}
+	var proof tlog.TreeProof
+	for _, l := range lines[1:] {
+		h, err := tlog.ParseHash(l)
+		if err != nil {
+			http.Error(w, "hash", http.StatusBadRequest)
+			return
+		}
+		proof = append(proof, h)
+	}
+	if old > 0 && tlog.CheckTree(proof, int64(cp.Size), tlog.Hash(cp.Root), int64(old), s.root) != nil {
+		http.Error(w, "inconsistent", http.StatusUnprocessableEntity)
+		return
+	}
+	signed, err := note.Sign(&note.Note{Text: cp.Text()}, s.signer)
+	if err != nil {
+		panic(err)
+	}
+	line := string(signed[len(cp.Text())+1:])
+	if s.twist != nil && s.twist(w, line) {
+		return
+	}
+	s.size, s.root = cp.Size, tlog.Hash(cp.Root)
+	_, _ = io.WriteString(w, line)
+}
+
+// Asked returns how many requests came.
+func (s *Witness) Asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+// Set has twist answer instead, where it reports that it did; nil ends that.
+func (s *Witness) Set(twist func(http.ResponseWriter, string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.twist = twist
+}
+
+// A Rekor is a Rekor v2 log as far as a client sees it.
+type Rekor struct {
+	Tree
+	mu     sync.Mutex
+	signer note.Signer
+	VKey   string
+	asked  int
+	Bodies [][]byte
+	twist  func(w http.ResponseWriter, entry []byte) bool
+}
+
+// NewRekor starts a log with one entry of another.
+func NewRekor(t testing.TB) (*Rekor, *httptest.Server) {
+	skey, vkey, err := note.GenerateKey(rand.Reader, "rekor-local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Rekor{VKey: vkey}
+	if k.signer, err = note.NewSigner(skey); err != nil {
+		t.Fatal(err)
+	}
+	k.Grow()
+	s := httptest.NewServer(k)
+	t.Cleanup(s.Close)
+	return k, s
+}
+
+// Grow adds an entry of another.
+func (k *Rekor) Grow() { k.Add([]byte("another's")) }
+
+func (k *Rekor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked++
+	body, _ := io.ReadAll(r.Body)
+	k.Bodies = append(k.Bodies, body)
+	var req struct {
+		V002 struct {
+			Digest    []byte
+			Signature struct {
+				Content  []byte
+				Verifier struct {
+					KeyDetails string
+					PublicKey  struct{ RawBytes []byte }
+				}
+			}
+		} `json:"hashedRekordRequestV002"`
+	}
+	if err := json.Unmarshal(body, &req); err != nil || r.URL.Path != "/api/v2/log/entries" {
+		http.Error(w, "malformed", http.StatusBadRequest)
+		return
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	v := &req.V002
+	leaf := fmt.Appendf(nil, `{"apiVersion":"0.0.2","kind":"hashedrekord","spec":{"hashedRekordV002":{"data":{"algorithm":"SHA2_256","digest":%q},"signature":{"content":%q,"verifier":{"keyDetails":%q,"publicKey":{"rawBytes":%q}}}}}}`,
+		b64(v.Digest), b64(v.Signature.Content), v.Signature.Verifier.KeyDetails, b64(v.Signature.Verifier.PublicKey.RawBytes))
+	k.Add(leaf)
+	proof, err := tlog.ProveRecord(k.Size, k.Size-1, k)
+	if err != nil {
+		panic(err)
+	}
+	root := k.Root()
+	cp, err := note.Sign(&note.Note{Text: fmt.Sprintf("rekor-local\n%d\n%s\n", k.Size, b64(root[:]))}, k.signer)
+	if err != nil {
+		panic(err)
+	}
+	var hashes [][]byte
+	for _, h := range proof {
+		hashes = append(hashes, h[:])
+	}
+	entry, err := json.Marshal(map[string]any{
+		"logIndex": strconv.FormatInt(k.Size-1, 10), "canonicalizedBody": leaf,
+		"inclusionProof": map[string]any{
+			"logIndex": strconv.FormatInt(k.Size-1, 10), "treeSize": strconv.FormatInt(k.Size, 10), "hashes": hashes,
+			"checkpoint": map[string]any{"envelope": string(cp)},
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	if k.twist != nil && k.twist(w, entry) {
+		return
+	}
+	w.WriteHeader(http.StatusCreated)
+	_, _ = w.Write(entry)
+}
+
+// Asked returns how many requests came.
+func (k *Rekor) Asked() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.asked
+}
+
+// Set has twist answer instead, where it reports that it did; nil ends that.
+func (k *Rekor) Set(twist func(http.ResponseWriter, []byte) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.twist = twist
+}
