@@ -16,11 +16,10 @@ import (
 	"sync"
 	"testing"
 
+	flog "github.com/transparency-dev/formats/log"
 	fnote "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
-
-	"github.com/pilox/vault/evidence"
 )
 
 // A Tree is a log by another implementation than ours.
@@ -99,7 +98,9 @@ func (s *Witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	lines := strings.Split(head, "\n")
 	old, err := strconv.ParseUint(strings.TrimPrefix(lines[0], "old "), 10, 64)
 	text, _, ok := strings.Cut(rest, "\n\n")
-	cp, err2 := evidence.ParseCheckpoint(text + "\n")
+	text += "\n"
+	var cp flog.Checkpoint
+	_, err2 := cp.Unmarshal([]byte(text))
 	if err != nil || err2 != nil || !ok || r.URL.Path != "/w/add-checkpoint" {
 		http.Error(w, "malformed", http.StatusBadRequest)
 		return
@@ -118,19 +119,19 @@ func (s *Witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		proof = append(proof, h)
 	}
-	if old > 0 && tlog.CheckTree(proof, int64(cp.Size), tlog.Hash(cp.Root), int64(old), s.root) != nil {
+	if old > 0 && tlog.CheckTree(proof, int64(cp.Size), tlog.Hash(cp.Hash), int64(old), s.root) != nil {
 		http.Error(w, "inconsistent", http.StatusUnprocessableEntity)
 		return
 	}
-	signed, err := note.Sign(&note.Note{Text: cp.Text()}, s.signer)
+	signed, err := note.Sign(&note.Note{Text: text}, s.signer)
 	if err != nil {
 		panic(err)
 	}
-	line := string(signed[len(cp.Text())+1:])
+	line := string(signed[len(text)+1:])
 	if s.twist != nil && s.twist(w, line) {
 		return
 	}
-	s.size, s.root = cp.Size, tlog.Hash(cp.Root)
+	s.size, s.root = cp.Size, tlog.Hash(cp.Hash)
 	_, _ = io.WriteString(w, line)
 }
 
