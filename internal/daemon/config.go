@@ -18,13 +18,25 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/pilox/vault"
 	"github.com/pilox/vault/internal/egress"
 	"github.com/pilox/vault/internal/store"
 )
 
 // Ledger says how events become durable.
 type Ledger struct {
-	WAL bool `yaml:"wal"` // durable in a local log first; for one daemon alone
+	WAL             bool   `yaml:"wal"`              // durable in a local log first; for one daemon alone
+	DurableOutcomes string `yaml:"durable_outcomes"` // low, medium or high: from this risk on an outcome is on disk before the answer; "" means none
+}
+
+// outcomeDurable says which outcomes wait for the disk.
+func (l *Ledger) outcomeDurable() func(*vault.Facts) bool {
+	for _, from := range []vault.Risk{vault.RiskLow, vault.RiskMedium, vault.RiskHigh} {
+		if l.DurableOutcomes == from.String() {
+			return func(f *vault.Facts) bool { return f.Tool.Risk.AtLeast(from) }
+		}
+	}
+	return nil
 }
 
 // Schema is the JSON Schema of vault.yaml.
@@ -408,6 +420,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("approvals.timeout %v: want 1s to 168h", c.Approvals.Timeout)
 	case c.Approvals.Wait < 0 || c.Approvals.Wait > time.Hour:
 		return fmt.Errorf("approvals.wait %v: want up to 1h", c.Approvals.Wait)
+	case !slices.Contains([]string{"", "none", "low", "medium", "high"}, c.Ledger.DurableOutcomes):
+		return fmt.Errorf("ledger.durable_outcomes %q: want none, low, medium or high", c.Ledger.DurableOutcomes)
 	case c.Limits.Call < 0 || c.Limits.Result < 1024 || c.Limits.InFlight < 1 || c.Limits.Memory < 16<<20 || c.Limits.Processes < 1:
 		return errors.New("limits: a limit is below what works")
 	}

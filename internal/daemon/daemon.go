@@ -362,18 +362,19 @@ func (d *Daemon) openGateway(context.Context) error {
 	d.egress = egress.New(out)
 	d.onClose(func() error { d.egress.Close(); return nil })
 	d.gateway = &gateway.Gateway{
-		Verifier:     d.verifier,
-		Catalogue:    d.catalogue,
-		Flow:         d.flow,
-		Policy:       d.policy,
-		Scanner:      guard.New(guard.Config{MaxBytes: d.conf.Limits.Result}),
-		Approver:     d.desk,
-		Runner:       &runner{d: d},
-		Recorder:     d.ledger,
-		Tasks:        &gateway.Tasks{MaxInFlight: d.conf.Limits.InFlight},
-		Log:          d.log,
-		ApprovalWait: d.conf.Approvals.Wait,
-		Autonomy:     gateway.Autonomy{Levels: gatewayLevels(levels), Strikes: d.conf.Autonomy.Strikes},
+		Verifier:       d.verifier,
+		Catalogue:      d.catalogue,
+		Flow:           d.flow,
+		Policy:         d.policy,
+		Scanner:        guard.New(guard.Config{MaxBytes: d.conf.Limits.Result}),
+		Approver:       d.desk,
+		Runner:         &runner{d: d},
+		Recorder:       d.ledger,
+		OutcomeDurable: d.conf.Ledger.outcomeDurable(),
+		Tasks:          &gateway.Tasks{MaxInFlight: d.conf.Limits.InFlight},
+		Log:            d.log,
+		ApprovalWait:   d.conf.Approvals.Wait,
+		Autonomy:       gateway.Autonomy{Levels: gatewayLevels(levels), Strikes: d.conf.Autonomy.Strikes},
 	}
 	d.front, err = mcp.NewFront(mcp.FrontConfig{
 		Gateway:      d.gateway,

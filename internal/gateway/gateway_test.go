@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -413,5 +414,41 @@ func TestStrangers(t *testing.T) {
 	ev := s.Events()
 	if len(ev) != 1 || ev[0].Class != vault.ClassAccess || !strings.Contains(string(ev[0].Fields[0].Value), `"test proof":1000`) {
 		t.Errorf("events: %+v", ev)
+	}
+}
+
+// committing notes what was to be on disk before the gateway went on.
+type committing struct {
+	*vaulttest.Stages
+	waited []vault.Phase
+}
+
+func (c *committing) Commit(ctx context.Context, e *vault.Event) (vault.Receipt, error) {
+	c.waited = append(c.waited, e.Phase)
+	return c.Stages.Commit(ctx, e)
+}
+
+// TestOutcomeDurable: an outcome waits for the disk where the operator says so, and an
+// intent always does.
+func TestOutcomeDurable(t *testing.T) {
+	for name, tt := range map[string]struct {
+		durable func(*vault.Facts) bool
+		want    []vault.Phase
+	}{
+		"nothing is said":  {nil, []vault.Phase{vault.PhaseIntent}},
+		"not for this one": {func(*vault.Facts) bool { return false }, []vault.Phase{vault.PhaseIntent}},
+		"for this one":     {func(f *vault.Facts) bool { return f.Tool.Risk.AtLeast(vault.RiskLow) }, []vault.Phase{vault.PhaseIntent, vault.PhaseDone}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &committing{Stages: &vaulttest.Stages{OnPolicy: vault.Allowed()}}
+			g := newGateway(s.Stages)
+			g.Recorder, g.OutcomeDurable = s, tt.durable
+			if _, err := g.Handle(t.Context(), call("1"), new(vaulttest.Sink)); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(s.waited, tt.want) {
+				t.Errorf("waited for %v, want %v", s.waited, tt.want)
+			}
+		})
 	}
 }

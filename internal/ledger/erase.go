@@ -40,6 +40,9 @@ func (l *Ledger) EraseField(ctx context.Context, at FieldAt, o Erasure) (vault.R
 	fail := func(err error) error {
 		return fmt.Errorf("erase field %s of record %d: %w", at.Field, at.Index, err)
 	}
+	if err := l.cfg.Store.MayEraseField(); err != nil { // before an order is on record that nobody can fulfil
+		return vault.Receipt{}, fail(err)
+	}
 	if at.Index >= l.Head().Size {
 		return vault.Receipt{}, fail(ErrNoField)
 	}

@@ -323,3 +323,24 @@ func TestDiscloseOneFieldRedactOthers(t *testing.T) {
 		})
 	}
 }
+
+// TestEraseFieldBehindALocalLog: what cannot be fulfilled is refused before it is on
+// record, and the subject can be erased instead.
+func TestEraseFieldBehindALocalLog(t *testing.T) {
+	localLog = true
+	defer func() { localLog = false }()
+	r := newRig(t)
+	r.commit(opened("t-1"))
+	at := r.commit(intent("t-1", "c-1")).Index
+	r.commit(closed("t-1"))
+	size := r.led.Head().Size
+	if _, err := r.led.EraseField(t.Context(), FieldAt{at, "args"}, lawful); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "erase the subject") {
+		t.Errorf("error %v, want one that says what to do", err)
+	}
+	if now := r.led.Head().Size; now != size {
+		t.Errorf("the ledger grew from %d to %d by an erasure that was refused", size, now)
+	}
+	if _, err := r.led.EraseRun(t.Context(), "t-1", lawful); err != nil {
+		t.Error(err)
+	}
+}

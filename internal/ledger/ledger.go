@@ -50,6 +50,8 @@ type Store interface {
 	RunExists(ctx context.Context, run vault.TaskID) (bool, error)
 	// Sealed returns the fields beside one leaf, by name.
 	Sealed(ctx context.Context, idx uint64) ([]evidence.Sealed, error)
+	// MayEraseField says why EraseField would be refused; nil means it would not.
+	MayEraseField() error
 	// EraseField puts erased in the place of the field that stands there, one row,
 	// and returns once the live database no longer holds what it was.
 	EraseField(ctx context.Context, erased evidence.Sealed) error

@@ -200,11 +200,14 @@ func (w *WAL) Stage(context.Context, []evidence.Entry, []evidence.Sealed) (func(
 	return nil, nil
 }
 
-// EraseField is refused: the local log is written from end to end and never
+// MayEraseField refuses: the local log is written from end to end and never
 // overwritten in one place. To erase the key of the run reaches it.
-func (w *WAL) EraseField(context.Context, evidence.Sealed) error {
-	return fmt.Errorf("erase field: %w: single fields cannot be erased with a local log (ledger.wal); erase the subject", errors.ErrUnsupported)
+func (w *WAL) MayEraseField() error {
+	return fmt.Errorf("%w: single fields cannot be erased with a local log (ledger.wal); erase the subject", errors.ErrUnsupported)
 }
+
+// EraseField fails as MayEraseField says.
+func (w *WAL) EraseField(context.Context, evidence.Sealed) error { return w.MayEraseField() }
 
 // room makes sure that n bytes fit at off. Under mu, which it gives up to wait.
 func (w *WAL) room(n int64) error {
