@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -48,7 +49,14 @@ func (c *Chain) Rule(tool string, local capability.Rule) (capability.Rule, error
 			if err != nil {
 				return capability.Rule{}, fmt.Errorf("argument %q: %w", name, err)
 			}
-			arg.All = append(arg.All, all...)
+			for _, k := range all {
+				if !slices.ContainsFunc(arg.All, func(o capability.Constraint) bool { return reflect.DeepEqual(o, k) }) {
+					arg.All = append(arg.All, k) // what several tokens say counts once
+				}
+			}
+		}
+		if mixed(arg.All) { // a scalar and an array at once: nothing passes
+			arg.All = []capability.Constraint{{OneOf: []capability.Scalar{}}}
 		}
 		pointer := "/" + vault.PointerToken(name)
 		if len(arg.All) == 0 { // any value: as the local rule has it
@@ -65,6 +73,17 @@ func (c *Chain) Rule(tool string, local capability.Rule) (capability.Rule, error
 		}
 	}
 	return capability.Rule{Args: args}, nil
+}
+
+// mixed reports whether some of the constraints are for arrays and some for scalars.
+func mixed(all []capability.Constraint) bool {
+	arrays := 0
+	for i := range all {
+		if all[i].Each != nil || all[i].Contains != nil {
+			arrays++
+		}
+	}
+	return arrays > 0 && arrays < len(all)
 }
 
 // inherited returns the constraints of a local rule on an argument; where it only
