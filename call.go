@@ -92,7 +92,7 @@ type Grant struct {
 
 	Definition Digest   // the tool definition the chain pins, if it does
 	Ask        []string // approval groups the chain demands for this call
-	Choices    []Choice // the values the chain itself names, for provenance
+	Choices    []Choice // the values the root itself names, for provenance
 	Debits     []Debit  // what the call costs, one per counter on its path
 	MinGrade   Grade    // least sandbox grade
 	MustSign   bool     // targets of SignAt and riskier need a signature per call
@@ -101,8 +101,8 @@ type Grant struct {
 	MaySendTo  []string // recipients (domains, hosts) private data may go to
 }
 
-// A Choice is one argument whose values the capability itself lists or fixes,
-// which counts as a person's decision about them.
+// A Choice is one argument whose values the root of the capability lists or fixes,
+// which counts as a person's decision about them. Later links are signed by agents.
 type Choice struct {
 	Path  string // JSON Pointer of the argument
 	Fixed bool   // exactly one value is possible

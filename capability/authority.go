@@ -350,7 +350,11 @@ func (a *authority) compileTarget(kind vault.Kind, t vault.Target) *target {
 			}
 			c.grant.AnyArgs = false
 			c.checks = append(c.checks, layerCheck{args, argCode, i - first})
-			chosen.add("", r.Args)
+			// What a later link names is its holder's choice, and may be an agent's that
+			// was talked into it. Only what the root and the ceiling name is a person's.
+			if i <= first {
+				chosen.add("", r.Args)
+			}
 		}
 		if r.Budgets != nil {
 			what := vault.Hash("rule", []byte(kind), t.Server[:], []byte(name))
@@ -474,7 +478,7 @@ func (c *layerCheck) place() string {
 	return fmt.Sprintf("a constraint of link %d", c.link)
 }
 
-// choices collects, by path, the values that the chain itself names. A path that
+// choices collects, by path, the values that the root itself names. A path that
 // has only a pattern (a domain, a directory, a host) has a nil set.
 type choices map[string][]string
 

@@ -208,7 +208,7 @@ func TestGrant(t *testing.T) {
 		Expires: testStart.Add(10 * time.Minute), Proof: vault.ProofSignature,
 		Holders:    []vault.Digest{keyOf(t, w.agent).Thumbprint(), keyOf(t, mailer).Thumbprint()},
 		Definition: vault.Digest{7}, Ask: []string{"board", "finance"},
-		Choices: []vault.Choice{{Path: "/currency", Fixed: true}, {Path: "/notify"}, {Path: "/to", Fixed: true}},
+		Choices: []vault.Choice{{Path: "/currency", Fixed: true}, {Path: "/notify"}, {Path: "/to"}},
 		Debits: []vault.Debit{
 			{Counter: root + "/calls", Amount: 1, Limit: 50, Unit: "calls", Kept: true},
 			{Counter: rule + "/calls", Amount: 1, Limit: 9, Unit: "calls", Kept: true},
@@ -221,6 +221,23 @@ func TestGrant(t *testing.T) {
 	}
 	if !reflect.DeepEqual(g, want) {
 		t.Errorf("got  %+v\nwant %+v", g, want)
+	}
+}
+
+// TestChoicesAreTheRoots: an agent that was talked into it could narrow its own
+// capability to the attacker's value. That makes nobody's decision of it.
+func TestChoicesAreTheRoots(t *testing.T) {
+	w := newWorld(t)
+	c := w.mint(w.root(Rule{Args: Args{"/to": One(Constraint{MaxLength: ptr(int64(40))}), "/unit": One(Constraint{OneOf: []Scalar{String("EUR"), String("USD")}})}}))
+	c = w.attenuate(c, Link{Grants: Grants{vault.KindTool: {readFile: {Args: Args{
+		"/to": One(Constraint{Exact: ptr(String("thief@evil.example"))}), "/unit": One(Constraint{Exact: ptr(String("USD"))}),
+	}}}}}, w.agent)
+	g, err := w.verify(w.verifier(), c, w.agent, newCall(`{"to":"thief@evil.example","unit":"USD"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []vault.Choice{{Path: "/unit"}}; !reflect.DeepEqual(g.Choices, want) {
+		t.Errorf("choices %+v, want %+v", g.Choices, want)
 	}
 }
 
