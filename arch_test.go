@@ -40,7 +40,7 @@ var owners = map[string][]string{
 	"filippo.io/age":                           {"internal/keystore"},
 	"github.com/spf13/cobra":                   {"cmd/pvault"},
 	"github.com/spiffe/go-spiffe/v2":           {"internal/identity"},
-	"github.com/go-jose/go-jose/v4":            {"internal/oauth"},
+	"github.com/go-jose/go-jose/v4":            {"internal/oauth", "internal/aat"},
 }
 
 // TestLayers holds the one rule of ARCHITECTURE.md: the root imports the standard

@@ -81,8 +81,9 @@ const thumbprintURI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"
 
 // An Anchor is an issuer of root tokens that is trusted.
 type Anchor struct {
-	Issuer string           // exactly the iss claim
-	Keys   []capability.Key //
+	Issuer   string           // exactly the iss claim
+	Keys     []capability.Key //
+	Audience string           // what aud may name in its chains beside Config.Audience; "" means nothing
 }
 
 // ParseKeys reads the public keys of an issuer: a JWK set or one JWK, of Ed25519 or
@@ -91,12 +92,12 @@ func ParseKeys(b []byte) ([]capability.Key, error) {
 	if len(b) > maxKeyFile {
 		return nil, fmt.Errorf("keys: more than %d bytes", maxKeyFile)
 	}
-	doc, err := vault.ParseValue(b)
+	root, err := parse(b)
 	if err != nil {
 		return nil, fmt.Errorf("keys: not a JWK or JWK set: %w", err)
 	}
-	list := []vault.Value{doc.Root()}
-	if set := doc.Root().Get("keys"); set.Kind() == vault.Array {
+	list := []vault.Value{root}
+	if set := root.Get("keys"); set.Kind() == vault.Array {
 		list = nil
 		for _, v := range set.All() {
 			list = append(list, v)
@@ -125,6 +126,15 @@ func MarshalKey(k capability.Key) ([]byte, error) {
 		return nil, fmt.Errorf("encode key: %w", err)
 	}
 	return b, nil
+}
+
+// parse reads an I-JSON object. Its errors are of this format and no denials of a call.
+func parse(b []byte) (vault.Value, error) {
+	doc, err := vault.ParseArgs(b)
+	if err != nil {
+		return vault.Value{}, fmt.Errorf("not an I-JSON object (%s)", vault.DenialOf(err).Reason.Code)
+	}
+	return doc.Root(), nil
 }
 
 // keyOf reads a public JWK.

@@ -13,13 +13,14 @@ import (
 // A Chain is a verified chain of tokens.
 type Chain struct {
 	tokens []*token
+	anchor *Anchor // of the root
 }
 
 // Config says what a chain is held against.
 type Config struct {
-	Anchors   []Anchor  // who may issue root tokens; none: every chain is refused
-	Audiences []string  // what aud may name to mean this gateway
-	Now       time.Time // required
+	Anchors  []Anchor  // who may issue root tokens; none: every chain is refused
+	Audience string    // what aud names to mean this gateway; "" means nothing
+	Now      time.Time // required
 }
 
 // Parse reads a presentation object (section 7.4) and returns its tokens, root first.
@@ -28,11 +29,11 @@ func Parse(raw []byte) ([]string, error) {
 	if len(raw) > MaxChain {
 		return nil, fmt.Errorf("chain of %d bytes: at most %d", len(raw), MaxChain)
 	}
-	doc, err := vault.ParseArgs(raw)
+	doc, err := parse(raw)
 	if err != nil {
 		return nil, fmt.Errorf("chain: %w", err)
 	}
-	list := doc.At("/aat_chain")
+	list := doc.Get("aat_chain")
 	if list.Kind() != vault.Array || list.Len() < 1 || list.Len() > MaxDepth+1 {
 		return nil, fmt.Errorf("chain: want aat_chain, an array of 1 to %d tokens", MaxDepth+1)
 	}
@@ -93,7 +94,8 @@ func (c *Chain) next(compact string, conf *Config) (*token, error) {
 		}
 	} else {
 		err = errors.New("no trusted issuer signed it")
-		for _, a := range conf.Anchors {
+		for i := range conf.Anchors {
+			a := &conf.Anchors[i]
 			for _, key := range a.Keys {
 				payload, verr := verified(jws, alg, key)
 				if verr != nil {
@@ -103,6 +105,7 @@ func (c *Chain) next(compact string, conf *Config) (*token, error) {
 					return nil, err
 				}
 				if t.issuer == a.Issuer {
+					c.anchor = a
 					t.hash = hashOf(compact)
 					return t, nil
 				}
@@ -120,7 +123,7 @@ func (c *Chain) fits(t *token, conf *Config) error {
 	if t.deeper > MaxDepth {
 		return fmt.Errorf("del_max_depth %d: at most %d", t.deeper, MaxDepth)
 	}
-	if t.audience != nil && !slices.ContainsFunc(t.audience, func(a string) bool { return slices.Contains(conf.Audiences, a) }) {
+	if t.audience != nil && !slices.ContainsFunc(t.audience, func(a string) bool { return a != "" && (a == conf.Audience || a == c.anchor.Audience) }) {
 		return errors.New("aud does not name this gateway")
 	}
 	if len(c.tokens) == 0 {

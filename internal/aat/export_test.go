@@ -156,7 +156,7 @@ func TestExportSays(t *testing.T) {
 
 	// It is for the gateway that the capability is for, unless somebody says otherwise.
 	conf := testConfig(t)
-	conf.Audiences = []string{"cluster-2"}
+	conf.Audience = "cluster-2"
 	if _, err := Verify(raw, conf); err == nil {
 		t.Error("another gateway takes it")
 	}

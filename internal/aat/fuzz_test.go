@@ -89,7 +89,7 @@ func FuzzClaims(f *testing.F) {
 		if tok.id == "" || tok.issuer == "" || tok.holder.IsZero() || tok.depth < 0 || tok.deeper < 0 {
 			t.Fatalf("accepted %+v", tok)
 		}
-		chain := &Chain{[]*token{tok}}
+		chain := &Chain{tokens: []*token{tok}}
 		for name, args := range tok.tools {
 			if err := args.narrows(&args); err != nil {
 				t.Errorf("%s: %v", name, err)

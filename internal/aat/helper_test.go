@@ -194,9 +194,9 @@ func testConfig(t testing.TB) Config {
 	return Config{
 		Anchors: []Anchor{
 			{Issuer: "https://other.example.com", Keys: []capability.Key{keyFor(t, seeded("other"))}},
-			{Issuer: testIssuer, Keys: []capability.Key{keyFor(t, seeded("issuer")), keyFor(t, seededP256(t, "issuer"))}},
+			{Issuer: testIssuer, Keys: []capability.Key{keyFor(t, seeded("issuer")), keyFor(t, seededP256(t, "issuer"))}, Audience: "https://vault.example.com"},
 		},
-		Audiences: []string{testAudience}, Now: testNow,
+		Audience: testAudience, Now: testNow,
 	}
 }
 

@@ -56,21 +56,21 @@ func parseSigned(compact string) (jws *jose.JSONWebSignature, alg jose.Signature
 	if err != nil {
 		return nil, "", fmt.Errorf("header: %w", err)
 	}
-	doc, err := vault.ParseArgs(header)
+	head, err := parse(header)
 	if err != nil {
 		return nil, "", fmt.Errorf("header: %w", err)
 	}
-	if typ, _ := doc.At("/typ").Str(); typ != tokenType {
-		return nil, "", fmt.Errorf("typ is %s: want %q", orAbsent(doc.At("/typ")), tokenType)
+	if typ, _ := head.Get("typ").Str(); typ != tokenType {
+		return nil, "", fmt.Errorf("typ is %s: want %q", orAbsent(head.Get("typ")), tokenType)
 	}
-	if doc.At("/b64").Kind() != vault.Absent || doc.At("/crit").Kind() != vault.Absent {
+	if head.Get("b64").Kind() != vault.Absent || head.Get("crit").Kind() != vault.Absent {
 		return nil, "", errors.New("the header has crit or b64, of which nothing is understood")
 	}
-	name, _ := doc.At("/alg").Str()
+	name, _ := head.Get("alg").Str()
 	switch alg = jose.SignatureAlgorithm(name); alg {
 	case algEd25519, algES256:
 	default:
-		return nil, "", fmt.Errorf("alg is %s: want Ed25519 or ES256", orAbsent(doc.At("/alg")))
+		return nil, "", fmt.Errorf("alg is %s: want Ed25519 or ES256", orAbsent(head.Get("alg")))
 	}
 	if jws, err = jose.ParseSignedCompact(compact, []jose.SignatureAlgorithm{alg}); err != nil {
 		return nil, "", fmt.Errorf("parse: %w", err)
@@ -126,7 +126,7 @@ func thumbprint(k capability.Key) string {
 
 // decode reads the claims of a verified payload.
 func decode(payload []byte) (*token, error) {
-	doc, err := vault.ParseArgs(payload)
+	root, err := parse(payload)
 	if err != nil {
 		return nil, fmt.Errorf("claims: %w", err)
 	}
@@ -145,7 +145,6 @@ func decode(payload []byte) (*token, error) {
 			return nil, fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
-	root := doc.Root()
 	if t.id, _ = root.Get("jti").Str(); t.id == "" || len(t.id) > maxID || !printable(t.id) {
 		return nil, fmt.Errorf("jti: want 1 to %d printable characters", maxID)
 	}

@@ -31,19 +31,19 @@ type vectors struct {
 	Draft   string                     `json:"draft"`
 	Now     int64                      `json:"now"`
 	Anchors map[string]json.RawMessage `json:"anchors"` // issuer to JWK set
-	Aud     []string                   `json:"audiences"`
+	Aud     string                     `json:"audience"`
 	Cases   []vector                   `json:"cases"`
 }
 
 func (v *vectors) config(t *testing.T) Config {
 	t.Helper()
-	c := Config{Audiences: v.Aud, Now: time.Unix(v.Now, 0)}
+	c := Config{Audience: v.Aud, Now: time.Unix(v.Now, 0)}
 	for issuer, set := range v.Anchors {
 		keys, err := ParseKeys(set)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.Anchors = append(c.Anchors, Anchor{issuer, keys})
+		c.Anchors = append(c.Anchors, Anchor{Issuer: issuer, Keys: keys})
 	}
 	return c
 }
@@ -142,7 +142,7 @@ func one(c any) object { return object{"t": object{"a": c}} }
 func makeVectors(t *testing.T) []byte {
 	t.Helper()
 	conf := testConfig(t)
-	file := vectors{Draft: "draft-niyikiza-oauth-attenuating-agent-tokens-02", Now: testNow.Unix(), Aud: conf.Audiences, Anchors: map[string]json.RawMessage{
+	file := vectors{Draft: "draft-niyikiza-oauth-attenuating-agent-tokens-02", Now: testNow.Unix(), Aud: conf.Audience, Anchors: map[string]json.RawMessage{
 		testIssuer:                  canonical(t, object{"keys": []any{jwkOf(t, seeded("issuer")), jwkOf(t, seededP256(t, "issuer"))}}),
 		"https://other.example.com": canonical(t, jwkOf(t, seeded("other"))),
 	}}
@@ -485,9 +485,27 @@ func TestPublishedVector(t *testing.T) {
 	if !strings.HasSuffix(token, ".G2ZIeMAY5H1nbG0j2f6R9hW8WsP98CC8ZA9-dLpNATy-i7DMR6iAHzgSrAhpdTVt1Y5urMK9iE0ZXMcLHzrHBg") {
 		t.Errorf("another signature: %s", token)
 	}
-	chain, err := Verify(canonical(t, object{"aat_chain": []string{token}}), Config{Anchors: []Anchor{{testIssuer, []capability.Key{keyFor(t, role(1))}}}, Now: testNow})
+	chain, err := Verify(canonical(t, object{"aat_chain": []string{token}}), Config{Anchors: []Anchor{{Issuer: testIssuer, Keys: []capability.Key{keyFor(t, role(1))}}}, Now: testNow})
 	if err != nil || chain.Holder() != holder || chain.Depth() != 3 || chain.Expires().Unix() != 1704070800 {
 		t.Errorf("%+v %v", chain, err)
+	}
+}
+
+// TestAudienceOfIssuer: what an issuer calls this gateway counts in its chains only.
+func TestAudienceOfIssuer(t *testing.T) {
+	m := newMaker(t, object{"t": object{}})
+	m.steps[0].claims["aud"] = "https://vault.example.com"
+	if _, err := Verify(m.presentation(), testConfig(t)); err != nil {
+		t.Error(err)
+	}
+	m = newMaker(t, object{"t": object{}})
+	m.steps[0].claims["aud"], m.steps[0].claims["iss"], m.steps[0].key = "https://vault.example.com", "https://other.example.com", seeded("other")
+	if _, err := Verify(m.presentation(), testConfig(t)); err == nil || !strings.Contains(err.Error(), "aud does not name") {
+		t.Errorf("the name that another issuer has for us: %v", err)
+	}
+	m.steps[0].claims["aud"] = testAudience
+	if _, err := Verify(m.presentation(), testConfig(t)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -300,7 +300,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, ExchangeGrant{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -470,6 +470,9 @@ func (c *Config) files() []*string {
 	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses}
 	for i := range x.Issuers {
 		out = append(out, &x.Issuers[i].JWKS)
+	}
+	for i := range x.AAT {
+		out = append(out, &x.AAT[i].JWKS)
 	}
 	for i := range x.Grants {
 		out = append(out, &x.Grants[i].Task)

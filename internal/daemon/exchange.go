@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/capability"
+	"github.com/pilox/vault/internal/aat"
 	"github.com/pilox/vault/internal/identity"
 	"github.com/pilox/vault/internal/oauth"
 	"github.com/pilox/vault/internal/store"
@@ -24,6 +26,7 @@ import (
 type Exchange struct {
 	Issuers []TokenIssuer   `yaml:"issuers"` // OpenID providers
 	Bundle  string          `yaml:"bundle"`  // SPIFFE trust bundle of domain, for JWT-SVIDs; "" means that none count
+	AAT     []AATIssuer     `yaml:"aat"`     // issuers of attenuating authorization tokens
 	Grants  []ExchangeGrant `yaml:"grants"`  //
 }
 
@@ -34,6 +37,15 @@ type TokenIssuer struct {
 	JWKS     string `yaml:"jwks"`     // file or https URL of its keys
 	Claim    string `yaml:"claim"`    // whose value names the principal; "" means sub
 	Prefix   string `yaml:"prefix"`   // of the principal; "" means "user:"
+}
+
+// An AATIssuer issues root tokens of chains that can be exchanged. All of them are one
+// principal, aat: and its name, and share the budgets of one instance of a task: who
+// holds a token makes keys and further tokens as he likes, and would make budgets too.
+type AATIssuer struct {
+	Issuer   string `yaml:"issuer"`   // exactly the iss claim of root tokens, a URI
+	JWKS     string `yaml:"jwks"`     // file with its public keys: a JWK set, Ed25519 and P-256
+	Audience string `yaml:"audience"` // what aud may name beside the cluster; "" means nothing
 }
 
 // An ExchangeGrant is one task that can be had by exchange.
@@ -50,7 +62,8 @@ type ExchangeGrant struct {
 const (
 	maxExchangeLife = time.Hour
 	maxPerDay       = 100
-	maxExchanges    = 8 // at the same time: each verifies a signature and writes to the ledger
+	maxExchanges    = 8   // at the same time: each verifies signatures and writes to the ledger
+	maxAATIssuer    = 190 // bytes of a name that is part of a principal
 )
 
 // complete fills in the defaults and refuses what cannot be meant.
@@ -73,7 +86,21 @@ func (x *Exchange) complete() error {
 		}
 		seen[g.Name] = true
 	}
-	if len(x.Grants) == 0 && (len(x.Issuers) > 0 || x.Bundle != "") {
+	names := map[string]bool{}
+	for i, is := range x.AAT {
+		at := fmt.Sprintf("exchange.aat[%d]", i)
+		u, err := url.Parse(is.Issuer)
+		switch {
+		case err != nil || !u.IsAbs() || len(is.Issuer) > maxAATIssuer || strings.ContainsFunc(is.Issuer, func(r rune) bool { return r <= ' ' || r > '~' }):
+			return fmt.Errorf("%s: issuer %q: want a URI of at most %d bytes", at, is.Issuer, maxAATIssuer)
+		case names[is.Issuer]:
+			return fmt.Errorf("%s: issuer %s is there twice: put all of its keys into one file", at, is.Issuer)
+		case is.JWKS == "" || strings.Contains(is.JWKS, "://"):
+			return fmt.Errorf("%s: jwks: want a file with the public keys of %s", at, is.Issuer)
+		}
+		names[is.Issuer] = true
+	}
+	if len(x.Grants) == 0 && (len(x.Issuers) > 0 || x.Bundle != "" || len(x.AAT) > 0) {
 		return errors.New("exchange: there are issuers and no grants")
 	}
 	return nil
@@ -83,6 +110,7 @@ func (x *Exchange) complete() error {
 type exchange struct {
 	issuers *oauth.Issuers
 	trust   *identity.Trust // of JWT-SVIDs; nil if none count
+	aat     aatTrust
 	grants  map[string]*exchangeGrant
 	slots   chan struct{}
 }
@@ -113,6 +141,9 @@ func (d *Daemon) openExchange(context.Context) error {
 		if x.trust, err = identity.Load(d.conf.Domain, c.Bundle); err != nil {
 			return err
 		}
+	}
+	if x.aat, err = openAAT(c.AAT, d.cluster); err != nil {
+		return err
 	}
 	for _, g := range c.Grants {
 		f, err := taskfile.Load(g.Task)
@@ -228,22 +259,34 @@ func (d *Daemon) exchanged(w http.ResponseWriter, r *http.Request) (*oauth.Excha
 	return d.exchangeFor(r.Context(), g, &subject, holder, kind)
 }
 
+// An exchangeSubject is whom a subject token speaks of, and what else it restricts.
+type exchangeSubject struct {
+	oauth.Subject
+
+	chain *aat.Chain // nil: nothing
+}
+
 // subject finds out whom a subject token speaks of.
-func (x *exchange) subject(ctx context.Context, req *oauth.Exchange, client, audience string) (oauth.Subject, error) {
+func (x *exchange) subject(ctx context.Context, req *oauth.Exchange, client, audience string) (s exchangeSubject, err error) {
 	switch req.SubjectType {
+	case oauth.TypeAAT:
+		return x.aat.subject(req.SubjectToken, time.Now())
 	case oauth.TypeX509SVID:
 		if client == "" || client != req.SubjectToken {
-			return oauth.Subject{}, errors.New("the connection shows no such SVID")
+			return s, errors.New("the connection shows no such SVID")
 		}
-		return oauth.Subject{Principal: client, Issuer: "mTLS"}, nil
+		s.Subject = oauth.Subject{Principal: client, Issuer: "mTLS"}
+		return s, nil
 	case oauth.TypeJWTSVID:
 		if x.trust == nil {
-			return oauth.Subject{}, errors.New("no bundle for JWT-SVIDs is configured")
+			return s, errors.New("no bundle for JWT-SVIDs is configured")
 		}
 		id, expires, err := x.trust.JWT(req.SubjectToken, audience)
-		return oauth.Subject{Principal: id, Issuer: "JWT-SVID", Expires: expires}, err
+		s.Subject = oauth.Subject{Principal: id, Issuer: "JWT-SVID", Expires: expires}
+		return s, err
 	}
-	return x.issuers.Subject(ctx, req.SubjectToken)
+	s.Subject, err = x.issuers.Subject(ctx, req.SubjectToken)
+	return s, err
 }
 
 // holderFor says who is to hold the capability: the key that was proven, else the
@@ -262,10 +305,10 @@ func holderFor(proof *oauth.Proof, client, principal string) (holder *capability
 // link is bound to nothing that anybody can show; what the subject gets is a child of
 // it, short-lived and bound to the holder. So all exchanges of a subject share the
 // budgets of one instance, and none of them is more than the task file.
-func (d *Daemon) exchangeFor(ctx context.Context, g *exchangeGrant, s *oauth.Subject, holder *capability.Holder, tokenType string) (*oauth.ExchangeAnswer, error) {
+func (d *Daemon) exchangeFor(ctx context.Context, g *exchangeGrant, s *exchangeSubject, holder *capability.Holder, tokenType string) (*oauth.ExchangeAnswer, error) {
 	d.tasksMu.Lock()
 	defer d.tasksMu.Unlock()
-	id, doc, err := d.exchangeInstance(ctx, g, s)
+	id, doc, err := d.exchangeInstance(ctx, g, &s.Subject)
 	if err != nil {
 		return nil, err
 	}
@@ -280,8 +323,17 @@ func (d *Daemon) exchangeFor(ctx context.Context, g *exchangeGrant, s *oauth.Sub
 			expires = e
 		}
 	}
-	chain, err := capability.Attenuate(root, capability.Link{Holder: holder, Expires: capability.InstantOf(expires)}, d.issuer)
+	child := capability.Link{Holder: holder, Expires: capability.InstantOf(expires)}
+	if s.chain != nil {
+		if err := d.narrow(&child, &root, s.chain); err != nil {
+			return nil, err
+		}
+	}
+	chain, err := capability.Attenuate(root, child, d.issuer)
 	if err != nil {
+		if s.chain != nil {
+			return nil, errUnheld(err)
+		}
 		return nil, fmt.Errorf("attenuate: %w", err)
 	}
 	view, err := json.Marshal(capability.Inspect(chain))

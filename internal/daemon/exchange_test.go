@@ -28,6 +28,7 @@ type dpopClient struct {
 	key   *ecdsa.PrivateKey
 	nonce string // of the server
 	jti   int
+	kind  string // of subject tokens; "" means id_token
 }
 
 func newDPoPClient(t *testing.T) *dpopClient {
@@ -78,9 +79,13 @@ func (c *dpopClient) proof(method, to, token string) string {
 func (c *dpopClient) exchange(r *rig, subject, audience string) (int, map[string]any) {
 	c.t.Helper()
 	to := "http://" + r.addr + "/token"
+	kind := c.kind
+	if kind == "" {
+		kind = "urn:ietf:params:oauth:token-type:id_token"
+	}
 	form := url.Values{
 		"grant_type":    {"urn:ietf:params:oauth:grant-type:token-exchange"},
-		"subject_token": {subject}, "subject_token_type": {"urn:ietf:params:oauth:token-type:id_token"}, "audience": {audience},
+		"subject_token": {subject}, "subject_token_type": {kind}, "audience": {audience},
 	}
 	for {
 		req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, to, strings.NewReader(form.Encode()))

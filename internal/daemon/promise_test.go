@@ -854,11 +854,12 @@ var cryptographyOf = map[string][]string{
 	"crypto/ecdh":   {"capability"},
 	// evidence verifies Rekor entries, anchor signs them with a key that keystore made;
 	// oauth holds keys of issuers to their kind.
-	"crypto/ecdsa":                 {"capability", "evidence", "internal/anchor", "internal/keystore", "internal/oauth"},
-	"crypto/elliptic":              {"capability", "evidence", "internal/keystore"},
-	"crypto/hkdf":                  {"capability"},
-	"crypto/hmac":                  {"capability", "evidence", "internal/oauth"}, // oauth makes nonces that it need not keep
-	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger", "internal/oauth"},
+	"crypto/ecdsa":    {"capability", "evidence", "internal/anchor", "internal/keystore", "internal/oauth"},
+	"crypto/elliptic": {"capability", "evidence", "internal/keystore"},
+	"crypto/hkdf":     {"capability"},
+	"crypto/hmac":     {"capability", "evidence", "internal/oauth"}, // oauth makes nonces that it need not keep
+	// aat verifies Ed25519 under the name that the JOSE library does not know yet.
+	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/aat", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger", "internal/oauth"},
 	"crypto/rsa":                   {"internal/oauth"}, // the type of an issuer's key; go-jose verifies
 	"filippo.io/age":               {"internal/keystore"},
 	"golang.org/x/mod/sumdb/note":  {"evidence"},

@@ -17,6 +17,9 @@ const (
 	// TypeX509SVID says that the client is the subject itself, by the certificate of
 	// the connection. The subject token is its SPIFFE ID.
 	TypeX509SVID = "urn:dev.pilox.vault:token-type:x509-svid"
+	// TypeAAT is a presentation object with a chain of attenuating authorization tokens
+	// (draft-niyikiza-oauth-attenuating-agent-tokens-02, section 7.4).
+	TypeAAT = "urn:dev.pilox.vault:token-type:aat"
 )
 
 // MaxExchange bounds the body of a token request.
@@ -69,7 +72,7 @@ func ParseExchange(h http.Header, body []byte) (Exchange, error) {
 	}
 	x := Exchange{SubjectToken: form.Get("subject_token"), SubjectType: form.Get("subject_token_type"), Audience: form.Get("audience")}
 	switch x.SubjectType {
-	case TypeIDToken, TypeAccessToken, TypeJWT, TypeJWTSVID, TypeX509SVID:
+	case TypeIDToken, TypeAccessToken, TypeJWT, TypeJWTSVID, TypeX509SVID, TypeAAT:
 	default:
 		return Exchange{}, badRequest("subject_token_type is missing or not supported", nil)
 	}

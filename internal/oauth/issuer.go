@@ -64,6 +64,9 @@ type issuer struct {
 	tried   time.Time // when that was last tried
 }
 
+// PrefixAAT begins the principal of an issuer of attenuating authorization tokens.
+const PrefixAAT = "aat:"
+
 var prefixForm = regexp.MustCompile(`^[a-z][a-z0-9-]{0,30}:$`)
 
 // NewIssuers reads the key sets in files; those behind URLs are fetched when a token
@@ -91,8 +94,8 @@ func NewIssuers(list []Issuer, client *http.Client, now func() time.Time) (*Issu
 		switch {
 		case c.Issuer == "" || c.Audience == "" || c.JWKS == "":
 			return nil, errors.New("issuer, audience and jwks are required")
-		case !prefixForm.MatchString(c.Prefix) || c.Prefix == "spiffe:":
-			return nil, fmt.Errorf("issuer %s: prefix %q: want a word and a colon, and not that of SPIFFE", c.Issuer, c.Prefix)
+		case !prefixForm.MatchString(c.Prefix) || c.Prefix == "spiffe:" || c.Prefix == PrefixAAT:
+			return nil, fmt.Errorf("issuer %s: prefix %q: want a word and a colon, and not that of SPIFFE or of attenuating tokens", c.Issuer, c.Prefix)
 		case seen[c.Issuer] || seen["prefix "+c.Prefix]:
 			return nil, fmt.Errorf("issuer %s or its prefix %s is there twice: two issuers must not name the same principal", c.Issuer, c.Prefix)
 		}
