@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -25,7 +28,7 @@ func (a *app) capability() *cobra.Command {
 		Use: "cap", Short: "Mint, attenuate, inspect, verify and revoke capabilities", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capExplain(), a.capLint(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList(), a.capStatusList())
+	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capExplain(), a.capLint(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList(), a.capStatusList(), a.capExport(), a.capImport())
 	return c
 }
 
@@ -252,7 +255,7 @@ is inherited. The narrower capability can be handed to another key with --holder
 			if err != nil {
 				return err
 			}
-			key, err := a.holderKey(keyFile)
+			key, err := a.privateKey(keyFile)
 			if err != nil {
 				return err
 			}
@@ -268,7 +271,7 @@ is inherited. The narrower capability can be handed to another key with --holder
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&keyFile, "key", "", "file with the holder's private key, as cap mint --key-out wrote it")
+	f.StringVar(&keyFile, "key", "", "file with the holder's private key, as cap mint --key-out wrote it, or PKCS #8 in PEM")
 	f.StringVar(&holder, "holder", "", "public key of the next holder, ed25519:…")
 	f.StringSliceVar(&only, "only", nil, "keep only the grants for these names")
 	f.DurationVar(&life, "life", 0, "end that long from now")
@@ -322,8 +325,9 @@ func narrower(chain capability.Chain, holder string, only []string, life time.Du
 	return child, nil
 }
 
-// holderKey reads a private key that cap mint --bind key wrote.
-func (a *app) holderKey(path string) (ed25519.PrivateKey, error) {
+// privateKey reads a private key: as cap mint --key-out wrote it, or PKCS #8 in PEM, of
+// Ed25519 or P-256.
+func (a *app) privateKey(path string) (crypto.Signer, error) {
 	if path == "" {
 		return nil, usage{errors.New("say which key: --key FILE")}
 	}
@@ -331,9 +335,20 @@ func (a *app) holderKey(path string) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read key: %w", err)
 	}
+	if block, _ := pem.Decode(b); block != nil {
+		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		signer, ok := key.(crypto.Signer)
+		if err == nil && ok {
+			_, err = capability.KeyOf(signer.Public())
+		}
+		if err != nil || !ok {
+			return nil, fmt.Errorf("%s: want an unencrypted Ed25519 or P-256 key in PKCS #8", path)
+		}
+		return signer, nil
+	}
 	seed, err := base64.RawURLEncoding.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(seed) != ed25519.SeedSize {
-		return nil, fmt.Errorf("%s is not a key that pvault cap mint wrote", path)
+		return nil, fmt.Errorf("%s is neither a key that pvault cap mint wrote nor PKCS #8 in PEM", path)
 	}
 	return ed25519.NewKeyFromSeed(seed), nil
 }

@@ -48,6 +48,24 @@ func Parse(raw []byte) ([]string, error) {
 	return tokens, nil
 }
 
+// Holder returns the key that the last token of a presentation object names, for the
+// client that is to prove it. Nothing is verified.
+func Holder(raw []byte) (capability.Key, error) {
+	list, err := Parse(raw)
+	if err != nil {
+		return capability.Key{}, err
+	}
+	jws, _, err := parseSigned(list[len(list)-1])
+	if err != nil {
+		return capability.Key{}, fmt.Errorf("last token: %w", err)
+	}
+	claims, err := parse(jws.UnsafePayloadWithoutVerification())
+	if err != nil {
+		return capability.Key{}, fmt.Errorf("last token: claims: %w", err)
+	}
+	return keyOf(claims.At("/cnf/jwk"))
+}
+
 // Verify parses a presentation object and verifies its chain: signatures, types,
 // linkage, depth, times, audience, and that each token narrows the one before it
 // (section 8, steps 1 to 6). Who presents it is not looked at: it says whose key that
