@@ -376,7 +376,7 @@ func sign(key crypto.Signer, claims map[string]any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode claims: %w", err)
 	}
-	doc, err := vault.ParseValue(raw)
+	doc, err := parse(raw)
 	if err != nil {
 		return "", fmt.Errorf("encode claims: %w", err)
 	}
@@ -392,7 +392,7 @@ func sign(key crypto.Signer, claims map[string]any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
-	jws, err := s.Sign(doc.Bytes())
+	jws, err := s.Sign([]byte(doc.Raw()))
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}

@@ -49,6 +49,9 @@ func (c *Chain) Rule(tool string, local capability.Rule) (capability.Rule, error
 			if err != nil {
 				return capability.Rule{}, fmt.Errorf("argument %q: %w", name, err)
 			}
+			if len(arg.All)+len(all) > maxTests {
+				return capability.Rule{}, fmt.Errorf("argument %q: more than %d constraints", name, maxTests)
+			}
 			for _, k := range all {
 				if !slices.ContainsFunc(arg.All, func(o capability.Constraint) bool { return reflect.DeepEqual(o, k) }) {
 					arg.All = append(arg.All, k) // what several tokens say counts once
@@ -200,8 +203,17 @@ func restrictions(c *constraint) ([]capability.Constraint, error) {
 	return []capability.Constraint{{OneOf: set}}, err
 }
 
+// Bounds that capabilities have.
+const (
+	maxTests  = 16   // constraints on one argument
+	maxValues = 1024 // of one list
+)
+
 // scalars returns values as scalars of a capability. The slice is never nil.
 func scalars(values []vault.Value) ([]capability.Scalar, error) {
+	if len(values) > maxValues {
+		return nil, fmt.Errorf("%d values, at most %d", len(values), maxValues)
+	}
 	out := make([]capability.Scalar, 0, len(values))
 	for _, v := range values {
 		var s capability.Scalar

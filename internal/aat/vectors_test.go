@@ -63,9 +63,9 @@ func rulesOf(c *Chain) (json.RawMessage, error) {
 
 const vectorFile = "vectors.json"
 
-// TestVectors holds the chains of testdata against what each is there for. UPDATE=1
+// TestAATVectors holds the chains of testdata against what each is there for. UPDATE=1
 // makes the file anew.
-func TestVectors(t *testing.T) {
+func TestAATVectors(t *testing.T) {
 	path := filepath.Join("testdata", vectorFile)
 	if os.Getenv("UPDATE") != "" {
 		b := append(makeVectors(t), '\n')
@@ -428,6 +428,16 @@ func cases(t *testing.T) []vectorCase {
 	refuse("an array among values", "the value [1]", one(of("one_of", "values", []any{[]any{1}})))
 	refuse("alternatives that are no lists", "any of range", one(of("any", "constraints", []any{of("range", "max", 5), of("range", "min", 7)})))
 	refuse("an open map with names", "leaves others open", object{"t": object{"a": of("exact", "value", 1), "*": of("wildcard")}})
+	var many []any
+	for i := range 1025 {
+		many = append(many, i)
+	}
+	refuse("more values than a capability lists", "1025 values", one(of("one_of", "values", many)))
+	var clauses []any
+	for i := range 17 {
+		clauses = append(clauses, of("range", "min", i))
+	}
+	refuse("more constraints than a capability has", "more than 16", one(of("all", "constraints", clauses)))
 	refuse("numbers beyond what a capability knows", "six decimal places", one(of("range", "min", 1e13)))
 	return out
 }
@@ -462,10 +472,10 @@ func sample(kind string) object {
 	return of(kind)
 }
 
-// TestPublishedVector signs the single-token chain of the draft's appendix E (vector
+// TestPublishedChain signs the single-token chain of the draft's appendix E (vector
 // J.1) and compares the thumbprint and the digest that are printed there. Its keys come
 // from seeds of one repeated byte.
-func TestPublishedVector(t *testing.T) {
+func TestPublishedChain(t *testing.T) {
 	role := func(b byte) crypto.Signer { return keyFromSeed(bytes.Repeat([]byte{b}, 32)) }
 	holder := keyFor(t, role(2))
 	if got, want := thumbprint(holder), thumbprintURI+"aVBtapLd11SUVKIMGJfPzOEDuN0sXcmzJQNVT-_sKEU"; got != want {

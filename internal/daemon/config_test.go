@@ -46,6 +46,12 @@ func TestCompleteConfig(t *testing.T) {
 		{"a bundle nobody asks", "policy: {bundles: [{dir: p, unsigned: true}]}", "no hook asks"},
 		{"a principal on anybody's word", "doors: {ext_authz: '127.0.0.1:9000', trust_principal: true}", "a socket"},
 		{"a grade that is none", "sandbox: {min_grade: Z}", "min_grade"},
+		{"an issuer that is no URI", "exchange: {aat: [{issuer: partner, jwks: k}]}", "want a URI"},
+		{"an issuer with a space", "exchange: {aat: [{issuer: 'https://a b', jwks: k}]}", "want a URI"},
+		{"an issuer twice", "exchange: {aat: [{issuer: 'https://a', jwks: k}, {issuer: 'https://a', jwks: l}]}", "is there twice"},
+		{"an issuer without keys", "exchange: {aat: [{issuer: 'https://a'}]}", "want a file"},
+		{"an issuer with keys on a network", "exchange: {aat: [{issuer: 'https://a', jwks: 'https://a/k'}]}", "want a file"},
+		{"an issuer whose tokens nothing is given for", "exchange: {aat: [{issuer: 'https://a', jwks: k}]}", "no grants"},
 		{"a tenant that is a path", "tenant: ../x", "tenant"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -273,3 +273,37 @@ func FuzzProof(f *testing.F) {
 		}
 	})
 }
+
+// TestSignProof: what is signed here passes here, for both kinds of key, and only for
+// the request that it was made for.
+func TestSignProof(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	p := NewProver(func() time.Time { return now })
+	_, edwards, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []crypto.Signer{edwards, p256} {
+		for _, token := range []string{"", "vc1.token"} {
+			proof, err := SignProof(key, http.MethodPost, testURL, p.Nonce(), token, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := http.Header{"Dpop": {proof}}
+			got, err := p.Check(h, http.MethodPost, testURL, token)
+			if err != nil {
+				t.Fatalf("%T, token %q: %v", key, token, err)
+			}
+			if want, err := capability.KeyOf(key.Public()); err != nil || got.Key != want {
+				t.Errorf("%T: proves %v", key, got.Key)
+			}
+			if _, err := p.Check(h, http.MethodPost, testURL, token+"x"); err == nil {
+				t.Error("for another token too")
+			}
+		}
+	}
+}

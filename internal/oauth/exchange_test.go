@@ -22,6 +22,7 @@ func TestParseExchange(t *testing.T) {
 		{"a good one", goodForm().Encode(), ""},
 		{"an unknown parameter is ignored", with("tenant", "x"), ""},
 		{"the type that is issued", with("requested_token_type", TypeAccessToken), ""},
+		{"a chain of attenuating tokens", with("subject_token_type", TypeAAT), ""},
 		{"another grant type", with("grant_type", "client_credentials"), UnsupportedType},
 		{"no grant type", with("grant_type", ""), UnsupportedType},
 		{"two audiences", with("audience", "invoices", "payroll"), InvalidRequest},

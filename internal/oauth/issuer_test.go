@@ -165,6 +165,7 @@ func TestIssuerConfig(t *testing.T) {
 		{"keys over plain HTTP", func() []Issuer { i := good; i.JWKS = "http://idp.example/jwks"; return []Issuer{i} }},
 		{"a shared key in the set", func() []Issuer { i := good; i.JWKS = shared; return []Issuer{i} }},
 		{"principals that look like SPIFFE IDs", func() []Issuer { i := good; i.Prefix = "spiffe:"; return []Issuer{i} }},
+		{"the prefix of issuers of attenuating tokens", func() []Issuer { i := good; i.Prefix = PrefixAAT; return []Issuer{i} }},
 		{"two issuers that name the same principals", func() []Issuer { i := good; i.Issuer = "https://b.example"; return []Issuer{good, i} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
