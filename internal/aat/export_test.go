@@ -178,6 +178,55 @@ func TestExportSays(t *testing.T) {
 	}
 }
 
+// TestExportOfLinks: an argument is let through if every link names it, and required if
+// one requires it.
+func TestExportOfLinks(t *testing.T) {
+	value := func(optional bool) capability.Arg {
+		return capability.Arg{Optional: optional, All: []capability.Constraint{{OneOf: []capability.Scalar{capability.String("a"), capability.Int(1)}}}}
+	}
+	rule := func(args capability.Args) capability.Rule { return capability.Rule{Args: args} }
+	for _, tt := range []struct {
+		name          string
+		root, child   capability.Rule
+		allow, refuse []object
+	}{
+		{"a required argument that a link makes optional", rule(capability.Args{"/a": value(false)}), rule(capability.Args{"/a": value(true)}), []object{{"a": "a"}}, []object{{}}},
+		{"an optional argument that a link requires", rule(capability.Args{"/a": value(true)}), rule(capability.Args{"/a": value(false)}), []object{{"a": 1.0}}, []object{{}}},
+		{"an optional argument that a link leaves out", rule(capability.Args{"/a": value(true), "/b": value(false)}), rule(capability.Args{"/b": value(true)}), []object{{"b": "a"}}, []object{{"a": "a", "b": "a"}, {}}},
+		{"arguments that a link is the first to name", capability.Rule{Any: true}, rule(capability.Args{"/a": value(false)}), []object{{"a": "a"}}, []object{{"a": "b"}, {"a": "a", "b": "a"}}},
+		{"a link that inherits", rule(capability.Args{"/a": value(false)}), capability.Rule{}, []object{{"a": "a"}}, []object{{"a": "b"}, {}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := newGate(t).mint(tt.root, tt.child)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := Export(c, exporter(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range tt.allow {
+				if !allows(toolsOf(t, raw), "up.t", args) {
+					t.Errorf("%v is refused by %s", args, jcs(toolsOf(t, raw)))
+				}
+			}
+			for _, args := range tt.refuse {
+				if allows(toolsOf(t, raw), "up.t", args) {
+					t.Errorf("%v is allowed by %s", args, jcs(toolsOf(t, raw)))
+				}
+			}
+		})
+	}
+	// Required by one and refused by another: no call passes, and the tool is gone.
+	c, err := newGate(t).mint(rule(capability.Args{"/a": value(false)}), rule(capability.Args{"/b": value(false)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Export(c, exporter(t)); err == nil || !strings.Contains(err.Error(), "nothing is left") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestExporterRefuses lists what an exporter is not used for.
 func TestExporterRefuses(t *testing.T) {
 	c := mintLink(t, rootOf(t, said()))

@@ -45,16 +45,16 @@ func parseSigned(compact string) (jws *jose.JSONWebSignature, alg jose.Signature
 	if len(parts) != 3 {
 		return nil, "", errors.New("not a compact JWS")
 	}
-	// One text for one token: what the parser below would overlook makes another hash.
-	strict := base64.RawURLEncoding.Strict()
-	for _, p := range parts {
-		if b, err := strict.DecodeString(p); err != nil || strict.EncodeToString(b) != p {
+	// One text for one token: what a decoder overlooks would make another hash.
+	var header []byte
+	for i, p := range parts {
+		b, err := base64.RawURLEncoding.DecodeString(p)
+		if err != nil || base64.RawURLEncoding.EncodeToString(b) != p {
 			return nil, "", errors.New("not base64url without padding")
 		}
-	}
-	header, err := strict.DecodeString(parts[0])
-	if err != nil {
-		return nil, "", fmt.Errorf("header: %w", err)
+		if i == 0 {
+			header = b
+		}
 	}
 	head, err := parse(header)
 	if err != nil {

@@ -395,6 +395,7 @@ func cases(t *testing.T) []vectorCase {
 	}
 	widen("a tool that the parent does not have", narrow, wide)
 	widen("an open map under a closed one", one(of("wildcard")), object{"t": object{}})
+	widen("a closed map that opens", one(of("wildcard")), object{"t": object{"a": of("wildcard"), "*": of("wildcard")}})
 	widen("a name under a closed map", one(of("wildcard")), object{"t": object{"a": of("wildcard"), "b": of("exact", "value", 1)}})
 	widen("a required argument that becomes optional", one(of("wildcard")), one(of("wildcard", "optional", true)))
 	widen("a required argument that is left out", object{"t": object{"a": of("wildcard"), "b": of("wildcard")}}, one(of("wildcard")))
