@@ -85,13 +85,14 @@ func presentation(t *testing.T, tokens ...*aatToken) string {
 func TestAATExchange(t *testing.T) {
 	const file = "version: 1\npurpose: act for a partner\nprincipal: user:nobody@example.com\nlife: 1h\n" +
 		"tools: {up.act: {args: any}, up.pay: {args: {id: {one_of: [low, high]}}}, up.secret: {args: any}}\nbudgets: {calls: 4}\n"
+	const all = "version: 1\npurpose: act for a partner\nprincipal: user:nobody@example.com\nlife: 1h\ntools: {\"up.*\": {args: any}}\nbudgets: {calls: 4}\n"
 	issuer, stranger := p256(t), p256(t)
 	dir := t.TempDir()
 	jwks, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: issuer.Public()}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, b := range map[string][]byte{"jwks.json": jwks, "task.yaml": []byte(file)} {
+	for name, b := range map[string][]byte{"jwks.json": jwks, "task.yaml": []byte(file), "all.yaml": []byte(all)} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -101,6 +102,9 @@ func TestAATExchange(t *testing.T) {
 			AAT: []daemon.AATIssuer{{Issuer: "https://partner.example", JWKS: filepath.Join(dir, "jwks.json"), Audience: "https://vault.example"}},
 			Grants: []daemon.ExchangeGrant{{
 				Name: "act", Task: filepath.Join(dir, "task.yaml"), Digest: vault.Hash("task-file", []byte(file), nil).String(),
+				Subjects: []string{"aat:https://partner.example"}, Life: 10 * time.Minute, PerDay: 1,
+			}, {
+				Name: "all", Task: filepath.Join(dir, "all.yaml"), Digest: vault.Hash("task-file", []byte(all), nil).String(),
 				Subjects: []string{"aat:https://partner.example"}, Life: 10 * time.Minute, PerDay: 1,
 			}},
 		}
@@ -198,6 +202,21 @@ func TestAATExchange(t *testing.T) {
 	thief.nonce = client.nonce
 	if body := call(thief, wide, "act", `{"id":"one"}`); !strings.Contains(body, "proof") || up.ran("one") != 1 {
 		t.Errorf("the capability in other hands: %s", body)
+	}
+
+	// A capability ends with its tokens, and a task that grants every tool gives those
+	// that the tokens name.
+	short := issueAAT(t, nil, issuer, client.key, "short", `{"up.act":{},"up.*":{}}`, map[string]any{"exp": time.Now().Add(2 * time.Minute).Unix()})
+	status, answer := client.exchange(r, presentation(t, short), "all")
+	token, _ := answer["access_token"].(string)
+	if in, _ := answer["expires_in"].(float64); status != http.StatusOK || in < 100 || in > 120 {
+		t.Errorf("%d %v, want two minutes", status, answer)
+	}
+	if body := call(client, token, "pay", `{"id":"low"}`); !strings.Contains(body, string(vault.CodeCapabilityTarget)) {
+		t.Errorf("a tool that the tokens do not name: %s", body)
+	}
+	if body := call(client, token, "act", `{"id":"any"}`); up.ran("any") != 1 {
+		t.Errorf("a tool that both name: %s", body)
 	}
 
 	// It is on record which token it was, and who vouched for it.
