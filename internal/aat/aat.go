@@ -13,7 +13,7 @@
 //
 // # What is the draft's
 //
-// Revision -02 of October 2026: the claims and the header of section 3, with the
+// Revision -02 of October 2026, read in its author's source text: the claims and the header of section 3, with the
 // algorithm names Ed25519 and ES256 (EdDSA, the name in -01, must not be used any
 // more), typ aat+jwt, the invariants I1 to I5 of section 4, the core constraint types
 // with their table of what subsumes what, and steps 1 to 6a and 6c of the algorithm in

@@ -472,6 +472,45 @@ func TestPublishedChain(t *testing.T) {
 	}
 }
 
+// TestPublishedLinkage makes the three-level chain of appendix E (vector J.3) and compares
+// the digests that are printed there, which each next token commits to.
+func TestPublishedLinkage(t *testing.T) {
+	role := func(b byte) crypto.Signer { return keyFromSeed(bytes.Repeat([]byte{b}, 32)) }
+	m := newMaker(t,
+		object{
+			"read_file":    object{"path": of("one_of", "values", []any{"/data/q3-report.pdf", "/data/q4-report.pdf"})},
+			"search_index": object{"query": of("wildcard"), "limit": of("range", "max", 100)},
+		},
+		object{
+			"read_file":    object{"path": of("one_of", "values", []any{"/data/q3-report.pdf"})},
+			"search_index": object{"query": of("exact", "value", "public filings"), "limit": of("range", "max", 20)},
+		},
+		object{"read_file": pathOf("/data/q3-report.pdf")},
+	)
+	const begin = 1704067200
+	for i, claims := range []object{
+		{"jti": "019471f8-0000-7000-8000-000000000010", "iat": begin, "exp": begin + 3600, "del_max_depth": 3},
+		{"jti": "019471f8-0000-7000-8000-000000000011", "iat": begin + 60, "exp": begin + 1800, "del_max_depth": 2},
+		{"jti": "019471f8-0000-7000-8000-000000000012", "iat": begin + 120, "exp": begin + 1200, "del_max_depth": 2},
+	} {
+		maps.Copy(m.steps[i].claims, claims)
+		m.steps[i].key, m.steps[i].holder = role(byte(i+1)), role(byte(i+2))
+	}
+	for i, want := range []string{
+		"BR0nHWoCPtlrdOSpY8vPj7ejvLGj1SSJfK97P-ZWV0g",
+		"3kFpxq53WreeYGKbIxNqnCqjRSmVjwNoHjjZKIuqRw0",
+		"6JQpH_zCOFYgK-F4EjOrO9yssdlA24Ygm3JRH6stIdk",
+	} {
+		if got := hashOf(m.chain()[i]); got != want {
+			t.Errorf("token %d: digest %s, want %s", i, got, want)
+		}
+	}
+	chain, err := Verify(m.presentation(), Config{Anchors: []Anchor{{Issuer: testIssuer, Keys: []capability.Key{keyFor(t, role(1))}}}, Now: testNow})
+	if err != nil || chain.Depth() != 0 {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestAudienceOfIssuer: what an issuer calls this gateway counts in its chains only.
 func TestAudienceOfIssuer(t *testing.T) {
 	m := newMaker(t, object{"t": object{}})
