@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,8 @@ func (a *app) capExport() *cobra.Command {
 		Long: `Write what a capability allows as one root token of the format of
 draft-niyikiza-oauth-attenuating-agent-tokens-02, in a presentation object ({"aat_chain":
 [...]}), signed with --key and bound to the key that holds the capability. A tool is
-called SERVER.TOOL; names of servers come from the daemon.
+called SERVER.TOOL; names of servers come from the daemon. openssl genpkey -algorithm
+ed25519 makes a key; --keys-out is what others need to trust it.
 
 What the token cannot say is listed, and nothing is written. Budgets, labels, sandbox and
 pins can be left behind by name, with --without: whoever takes the token does not count,
@@ -59,6 +61,9 @@ TOKEN can be - for standard input.`,
 			}
 			x.Server, x.Now = a.serverNames(cmd.Context()), time.Now()
 			presentation, keys, err := daemon.ExportAAT(chain, x)
+			if missing, ok := errors.AsType[*daemon.AATMissingError](err); ok {
+				return a.cannotSay(missing)
+			}
 			if err != nil {
 				return err
 			}
@@ -80,6 +85,23 @@ TOKEN can be - for standard input.`,
 	f.DurationVar(&x.Life, "life", 0, "end that long from now (default 15m)")
 	f.StringVar(&keysOut, "keys-out", "", "write the issuer's public key there, as a JWK set")
 	return c
+}
+
+// cannotSay ends an export that would have allowed more.
+func (a *app) cannotSay(e *daemon.AATMissingError) error {
+	if a.json {
+		if err := a.print(e, nil); err != nil {
+			return err
+		}
+		return &exit{code: exitError}
+	}
+	var b strings.Builder
+	b.WriteString("an attenuating authorization token cannot say all of it:")
+	for _, m := range e.Missing {
+		b.WriteString("\n  " + visible(m))
+	}
+	b.WriteString("\n--only leaves tools out; --without leaves budgets, labels, sandbox and pins behind")
+	return errors.New(b.String())
 }
 
 func (a *app) capImport() *cobra.Command {

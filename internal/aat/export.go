@@ -50,7 +50,7 @@ const defaultLife = 15 * time.Minute
 
 // A MissingError lists what of a capability a token cannot say.
 type MissingError struct {
-	Missing []string
+	Missing []string `json:"missing"`
 }
 
 func (e *MissingError) Error() string {

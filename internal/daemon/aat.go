@@ -20,6 +20,9 @@ import (
 // An AATExporter says how a capability becomes an attenuating authorization token.
 type AATExporter = aat.Exporter
 
+// An AATMissingError lists what of a capability a token cannot say.
+type AATMissingError = aat.MissingError
+
 // ExportAAT returns a presentation object with a token that says what c says, and the
 // JWK set of its signer, for those who are to trust it. It needs no daemon.
 func ExportAAT(c capability.Chain, x AATExporter) (presentation, keys []byte, err error) {
