@@ -60,7 +60,8 @@ func (e *MissingError) Error() string {
 // Export returns the presentation object of one root token that says what all links of
 // the chain say together. It is bound to the chain's holder, which must have a key.
 // The error is a [*MissingError] if the token would allow more than the chain does. The
-// chain is not verified: who has the key vouches for it. A token cannot be revoked.
+// chain is not verified: who has the key vouches for it. A token cannot be revoked, and
+// what a gateway adds beside the chain is not in it: ceilings of issuers, rules, content.
 func Export(c capability.Chain, x Exporter) ([]byte, error) {
 	issuer, err := url.Parse(x.Issuer)
 	if err != nil || !issuer.IsAbs() || strings.HasPrefix(x.Issuer, thumbprintURI) {
