@@ -31,7 +31,7 @@ func intentEvent(f *vault.Facts, d decided, debits []vault.Debit) *vault.Event {
 	e := event(f, vault.PhaseIntent, d.policy)
 	e.Verdict = vault.Allow
 	e.Debits = debits
-	e.Fields = append([]vault.Field{{Name: "args", Value: f.Call.Args.Bytes()}, {Name: "caller", Value: []byte(f.Call.Agent)}}, contextField(f, d.policy)...)
+	e.Fields = append([]vault.Field{{Name: "args", Value: f.Call.Args.Bytes()}, {Name: "caller", Value: []byte(f.Call.Agent)}}, contextField(f)...)
 	reasons := d.decision.Reasons
 	for _, o := range d.decision.Obligations {
 		if o.Type == vault.ObligeNotify {
@@ -45,10 +45,11 @@ func intentEvent(f *vault.Facts, d decided, debits []vault.Debit) *vault.Event {
 	return e
 }
 
-// contextField is what the operator's rules saw beside the call. It is on record
-// where there are rules, so that others can be tried on what happened.
-func contextField(f *vault.Facts, policy vault.Digest) []vault.Field {
-	if policy.IsZero() || f.Tool.Name == "" {
+// contextField is what was known beside the call. It is on record so that other
+// rules can be tried on what happened, and so that who learns a task file from it
+// knows what the agent had read.
+func contextField(f *vault.Facts) []vault.Field {
+	if f.Tool.Name == "" {
 		return nil
 	}
 	b, err := f.Context()
@@ -74,7 +75,7 @@ func (g *Gateway) recordAsked(ctx context.Context, f *vault.Facts, d decided, q 
 		{Name: "args", Value: f.Call.Args.Bytes()},
 		{Name: "caller", Value: []byte(f.Call.Agent)},
 		{Name: "note", Value: note(append([]vault.Reason{{Code: vault.CodeApprovalRequired, Detail: q.ID}}, d.decision.Reasons...))},
-	}, contextField(f, d.policy)...)
+	}, contextField(f)...)
 	if _, err := g.Recorder.Commit(ctx, e); err != nil {
 		return vault.NewDenial(vault.CodeLedger, "", fmt.Errorf("record question: %w", err))
 	}
@@ -158,7 +159,7 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 		{Name: "args", Value: f.Call.Args.Bytes()},
 		{Name: "caller", Value: []byte(f.Call.Agent)},
 		{Name: "note", Value: note(reasons)},
-	}, contextField(f, e.Policy)...)
+	}, contextField(f)...)
 	receipt, err := g.late(context.WithoutCancel(ctx), e, g.Recorder.Commit)
 	if err != nil {
 		g.Log.ErrorContext(ctx, "refusal not recorded", "call", f.Call.ID, "err", err)
