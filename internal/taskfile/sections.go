@@ -81,20 +81,10 @@ func (d *decoder) file(n *yaml.Node) *File {
 	if v := m["sandbox"]; v != nil {
 		f.Sandbox = d.sandbox(v, "sandbox")
 	}
-	f.Tools = d.rules(m["tools"], "tools", toolName)
-	f.Prompts = d.rules(m["prompts"], "prompts", toolName)
-	f.Resources = d.rules(m["resources"], "resources", func(s string) error {
-		if !strings.Contains(s, ":") {
-			return fmt.Errorf("%q is no URI", s)
-		}
-		return nil
-	})
-	f.ServerRequests = d.rules(m["server_requests"], "server_requests", func(s string) error {
-		if !slices.Contains(serverRequests, s) {
-			return fmt.Errorf("unknown server request %q: want one of %s", s, strings.Join(serverRequests, ", "))
-		}
-		return nil
-	})
+	f.Tools = d.rules(m["tools"], "tools", nameCheck["tools"])
+	f.Prompts = d.rules(m["prompts"], "prompts", nameCheck["prompts"])
+	f.Resources = d.rules(m["resources"], "resources", nameCheck["resources"])
+	f.ServerRequests = d.rules(m["server_requests"], "server_requests", nameCheck["server_requests"])
 	if v := m["egress"]; v != nil {
 		f.Egress = d.egress(v, "egress")
 	}
@@ -209,6 +199,25 @@ func (d *decoder) rules(n *yaml.Node, path string, check func(name string) error
 		out = append(out, r)
 	}
 	return out
+}
+
+// nameCheck checks the name of a target, by section.
+var nameCheck = map[string]func(string) error{
+	"tools": toolName, "prompts": toolName, "resources": resourceURI, "server_requests": serverRequest,
+}
+
+func resourceURI(s string) error {
+	if !strings.Contains(s, ":") {
+		return fmt.Errorf("%q is no URI", s)
+	}
+	return nil
+}
+
+func serverRequest(s string) error {
+	if !slices.Contains(serverRequests, s) {
+		return fmt.Errorf("unknown server request %q: want one of %s", s, strings.Join(serverRequests, ", "))
+	}
+	return nil
 }
 
 func toolName(s string) error {

@@ -1,0 +1,551 @@
+package taskfile
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/capability"
+)
+
+// Bounds on what is learned from: far above one task, and little enough to hold in
+// memory.
+const (
+	MaxSeen      = 100_000  // calls
+	MaxSeenBytes = 64 << 20 // of their arguments
+)
+
+// flowGroup is the approval group that asks where data came from.
+const flowGroup = "flow"
+
+// A Seen is one call on record.
+type Seen struct {
+	Event   uint64
+	Run     vault.TaskID
+	Kind    vault.Kind
+	Server  string     // registered name; "" if no such server is registered any more
+	Name    string     // of the tool or prompt, URI, method, or host with egress
+	Args    vault.Args // zero if they are not on record
+	Missing string     // why they are not
+
+	Refused vault.Code // why it did not run; "" if it ran
+	Where   string     // what the refusal points to
+
+	Ask     []string // approval groups that the capability had it ask
+	Flow    bool     // it was asked where its data came from
+	Grade   vault.Grade
+	Roles   map[string]vault.Role
+	Debits  []vault.Debit
+	Known   bool     // the record says what the agent had read by then
+	Tainted bool     // untrusted data was among it
+	Sources []string // where that came from
+	// Untrusted are the pointers of arguments that decide something and whose values
+	// came from untrusted data, or from nowhere known.
+	Untrusted []string
+}
+
+// suspect reports whether a rule that is made of the call has to go on asking: a
+// value in a task file counts as the operator's choice, and this one may be an
+// attacker's.
+func (s *Seen) suspect() bool { return !s.Known || s.Flow || len(s.Untrusted) > 0 }
+
+// A Lesson is what runs say of a task. What several runs do not agree on is left out
+// of it by whoever makes it.
+type Lesson struct {
+	Purpose, Principal string
+	Inputs             bool          // there were some
+	Life               time.Duration // of the longest run, from its opening to its last event
+	Calls              []Seen
+	MayRead, MaySendTo []string
+	Caveats, Ask       []string
+	SignAt             string
+}
+
+// LearnOptions say how to propose.
+type LearnOptions struct {
+	// Base is the task file to propose changes to, with its level expanded, and Text
+	// are its bytes; nil proposes a new one.
+	Base *File
+	Text []byte
+	// List is how many different values of an argument are written out; more become
+	// a pattern, and with zero no text is written out.
+	List int
+	// Headroom is added to what was used of budgets, life and lengths, in percent.
+	Headroom int
+	// Denied also grants what was refused.
+	Denied bool
+	// Secret reports text that must not be written down. nil knows none.
+	Secret  func(string) bool
+	Engines *capability.Engines // what evaluates schemas and expressions
+}
+
+// A Proposal is a task file that was made from calls, and what a reviewer has to know.
+type Proposal struct {
+	Text    []byte        `json:"-"`
+	Targets []Learned     `json:"targets"`            // granted, in the order of the file
+	Refused []Refusal     `json:"refused,omitempty"`  // calls that did not run
+	LeftOut []LeftOut     `json:"left_out,omitempty"` // calls that nothing was learned from
+	Wider   []string      `json:"wider,omitempty"`    // where it grants more than the task file it changes
+	Used    Used          `json:"used"`
+	Room    int           `json:"headroom_percent"`
+	Life    time.Duration `json:"-"`
+	Calls   int64         `json:"calls"`
+}
+
+// Used is the most that one run used.
+type Used struct {
+	Calls int64  `json:"calls"`
+	Bytes int64  `json:"bytes_out"`
+	Life  string `json:"life"`
+}
+
+// A Learned is a target of a proposal.
+type Learned struct {
+	Target    string   `json:"target"` // SERVER.NAME, or a host
+	Kind      string   `json:"kind"`
+	Calls     int      `json:"calls"`
+	Denied    int      `json:"denied,omitempty"`    // of them refused
+	Untrusted int      `json:"untrusted,omitempty"` // of them made after untrusted data was read
+	Unknown   int      `json:"unknown,omitempty"`   // of them made after nobody knows what
+	Asks      []string `json:"asks,omitempty"`
+	Notes     []string `json:"notes,omitempty"` // the comments at the rule
+}
+
+// A Refusal is a number of calls that were refused for one reason.
+type Refusal struct {
+	Target   string     `json:"target"`
+	Reason   vault.Code `json:"reason"`
+	Where    string     `json:"where,omitempty"`
+	Events   []uint64   `json:"events"` // at most [maxEvents]
+	Calls    int        `json:"calls"`
+	Included bool       `json:"included"`
+}
+
+// A LeftOut is a number of calls that nothing was learned from.
+type LeftOut struct {
+	Target string   `json:"target"`
+	Why    string   `json:"why"`
+	Events []uint64 `json:"events"` // at most [maxEvents]
+	Calls  int      `json:"calls"`
+}
+
+// maxEvents bounds the events that are named one by one.
+const maxEvents = 8
+
+// A learner makes one proposal.
+type learner struct {
+	Lesson
+	LearnOptions
+	out    Proposal
+	groups map[lessonKey][]*Seen
+	notes  map[lessonKey][]string
+	rules  map[lessonKey]capability.Rule
+	hosts  map[string]Egress
+}
+
+type lessonKey struct {
+	kind         vault.Kind
+	server, name string
+}
+
+func (k lessonKey) String() string {
+	if k.server == "" {
+		return k.name
+	}
+	return k.server + "." + k.name
+}
+
+// sectionOf names the section of a task file that grants a kind.
+var sectionOf = map[vault.Kind]string{
+	vault.KindTool: "tools", vault.KindResource: "resources", vault.KindPrompt: "prompts",
+	vault.KindServerRequest: "server_requests", vault.KindEgress: "egress",
+}
+
+// Learn proposes the least task file that lets the calls of a lesson through. It
+// grants no target that was not called, and nothing to a call that was refused
+// unless it is told to. The proposal is a text for a person to review: it has been
+// parsed, and every call it was made from has been held against it.
+func Learn(l Lesson, o LearnOptions) (*Proposal, error) {
+	size := 0
+	for i := range l.Calls {
+		size += len(l.Calls[i].Args.String())
+	}
+	switch {
+	case len(l.Calls) == 0:
+		return nil, errors.New("no call is on record: there is nothing to learn from")
+	case len(l.Calls) > MaxSeen || size > MaxSeenBytes:
+		return nil, fmt.Errorf("%d calls with %d bytes of arguments: at most %d and %d; name fewer runs", len(l.Calls), size, MaxSeen, MaxSeenBytes)
+	case o.List < 0 || o.List > maxList || o.Headroom < 0 || o.Headroom > 1000:
+		return nil, fmt.Errorf("want 0 to %d listed values and 0 to 1000 percent of headroom", maxList)
+	}
+	g := &learner{
+		Lesson: l, LearnOptions: o,
+		groups: map[lessonKey][]*Seen{}, notes: map[lessonKey][]string{}, rules: map[lessonKey]capability.Rule{}, hosts: map[string]Egress{},
+	}
+	g.out.Room = o.Headroom
+	g.sort()
+	for _, k := range slices.SortedFunc(maps.Keys(g.groups), byTarget) {
+		g.learn(k)
+	}
+	text, err := g.compose()
+	if err != nil {
+		return nil, err
+	}
+	g.out.Text = text
+	return &g.out, g.check()
+}
+
+func byTarget(a, b lessonKey) int {
+	if n := slices.Index(fileKeys, sectionOf[a.kind]) - slices.Index(fileKeys, sectionOf[b.kind]); n != 0 {
+		return n
+	}
+	return strings.Compare(a.String(), b.String())
+}
+
+// room adds the headroom.
+func (g *learner) room(n int64) int64 { return n + (n*int64(g.Headroom)+99)/100 }
+
+// sort puts every call where it belongs: learned from by target, refused, left out.
+func (g *learner) sort() {
+	for i := range g.Lesson.Calls {
+		s := &g.Lesson.Calls[i]
+		k := lessonKey{s.Kind, s.Server, s.Name}
+		if s.Refused != "" {
+			g.refused(k, s)
+			if !g.Denied {
+				continue
+			}
+		}
+		why := ""
+		switch _, known := sectionOf[s.Kind]; {
+		case !known:
+			why = "a task file does not grant this kind of call"
+		case s.Kind != vault.KindEgress && s.Server == "":
+			why = "its server is not registered any more"
+		case s.Args.IsZero():
+			why = "its arguments are not on record: " + s.Missing
+		case s.Args.Root().Kind() != vault.Object:
+			why = "its arguments are no object"
+		case s.Kind == vault.KindEgress && s.suspect():
+			why = "it may have been chosen by untrusted data, and an egress rule cannot ask: add it by hand if it is meant"
+		default:
+			if err := checkTarget(s.Kind, s.Server, s.Name); err != nil {
+				why = "a task file cannot name it: " + err.Error()
+			}
+		}
+		if why != "" {
+			g.leaveOut(k, why, s)
+			continue
+		}
+		g.groups[k] = append(g.groups[k], s)
+	}
+}
+
+// checkTarget reports whether a task file can name a target.
+func checkTarget(kind vault.Kind, server, name string) error {
+	if kind == vault.KindEgress {
+		_, _, err := vault.ParseHost(name)
+		return err
+	}
+	var w writer
+	w.WriteString("{")
+	w.text(server + "." + name)
+	w.WriteString(": {args: {}}}")
+	d := &decoder{}
+	n, err := d.parse([]byte(w.String()))
+	if err != nil {
+		return err
+	}
+	rules := d.rules(n, sectionOf[kind], nameCheck[sectionOf[kind]])
+	if len(d.problems) > 0 {
+		return errors.New(d.problems[0].Problem)
+	}
+	if len(rules) != 1 || rules[0].Server != server || rules[0].Name != name {
+		return fmt.Errorf("%q is another target", server+"."+name)
+	}
+	return nil
+}
+
+func (g *learner) refused(k lessonKey, s *Seen) {
+	for i := range g.out.Refused {
+		r := &g.out.Refused[i]
+		if r.Target == k.String() && r.Reason == s.Refused && r.Where == s.Where {
+			r.Calls++
+			r.Events = atMost(r.Events, s.Event)
+			return
+		}
+	}
+	g.out.Refused = append(g.out.Refused, Refusal{k.String(), s.Refused, s.Where, []uint64{s.Event}, 1, false})
+}
+
+func (g *learner) leaveOut(k lessonKey, why string, calls ...*Seen) {
+	for _, s := range calls {
+		i := slices.IndexFunc(g.out.LeftOut, func(l LeftOut) bool { return l.Target == k.String() && l.Why == why })
+		if i < 0 {
+			i = len(g.out.LeftOut)
+			g.out.LeftOut = append(g.out.LeftOut, LeftOut{Target: k.String(), Why: why})
+		}
+		l := &g.out.LeftOut[i]
+		l.Calls++
+		l.Events = atMost(l.Events, s.Event)
+	}
+}
+
+func atMost(events []uint64, e uint64) []uint64 {
+	if len(events) < maxEvents {
+		events = append(events, e)
+	}
+	return events
+}
+
+// learn makes the rule of one target.
+func (g *learner) learn(k lessonKey) {
+	calls := g.groups[k]
+	in := g.inference(calls)
+	if k.kind == vault.KindEgress {
+		e, ok := g.egress(k.name, calls)
+		if !ok {
+			g.drop(k, "a task file cannot express its requests")
+			return
+		}
+		g.hosts[k.name] = e
+		g.describe(k, nil)
+		return
+	}
+	base, wild := g.baseRule(k)
+	rule, wider, ok := g.rule(in, base, calls)
+	if !ok || !passAll(rule.Args, g.Engines, calls) {
+		g.drop(k, "a task file cannot express its arguments")
+		return
+	}
+	rule.Ask = g.asks(base, wild, calls)
+	g.rules[k] = rule
+	if g.Base != nil && base == nil && wild == nil {
+		wider = append(wider, "")
+	}
+	for _, w := range wider {
+		if w = strings.TrimSpace(k.String() + " " + w); !slices.Contains(g.out.Wider, w) {
+			g.out.Wider = append(g.out.Wider, w)
+		}
+		g.notes[k] = append(g.notes[k], strings.TrimSpace("wider than the task file "+strings.TrimPrefix(w, k.String())))
+	}
+	if in.kept > 0 {
+		g.notes[k] = append(g.notes[k], "a value that looks like a secret is not written here")
+	}
+	g.describe(k, &rule)
+}
+
+func (g *learner) inference(calls []*Seen) *inference {
+	in := &inference{list: g.List, room: g.room, secret: g.Secret, engines: g.Engines, roles: map[string]vault.Role{}}
+	for _, s := range calls {
+		maps.Copy(in.roles, s.Roles)
+	}
+	return in
+}
+
+// drop leaves a whole target out.
+func (g *learner) drop(k lessonKey, why string) {
+	g.leaveOut(k, why, g.groups[k]...)
+	delete(g.groups, k)
+}
+
+// baseRule returns what the task file that is changed says of a target, by its name
+// or for all of its server.
+func (g *learner) baseRule(k lessonKey) (exact, wild *Rule) {
+	if g.Base == nil {
+		return nil, nil
+	}
+	rules := map[vault.Kind][]Rule{
+		vault.KindTool: g.Base.Tools, vault.KindResource: g.Base.Resources,
+		vault.KindPrompt: g.Base.Prompts, vault.KindServerRequest: g.Base.ServerRequests,
+	}[k.kind]
+	for i := range rules {
+		switch r := &rules[i]; {
+		case r.Server == k.server && r.Name == k.name:
+			exact = r
+		case r.Server == k.server && r.Name == "*":
+			wild = r
+		}
+	}
+	return exact, wild
+}
+
+// asks returns the groups that every call of the target asks: those that it asked,
+// those of the task file, and who watches the flow of data where a value may be an
+// attacker's choice.
+func (g *learner) asks(base, wild *Rule, calls []*Seen) []string {
+	var out []string
+	for _, r := range []*Rule{base, wild} {
+		if r != nil {
+			out = append(out, r.Ask...)
+		}
+	}
+	for _, s := range calls {
+		out = append(out, s.Ask...)
+		if s.suspect() {
+			out = append(out, flowGroup)
+		}
+	}
+	all := g.Ask
+	if g.Base != nil {
+		all = g.Base.Ask
+	}
+	out = slices.DeleteFunc(out, func(s string) bool { return slices.Contains(all, s) })
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// passAll holds calls against named arguments.
+func passAll(args capability.Args, e *capability.Engines, calls []*Seen) bool {
+	test, err := args.Compile(e)
+	if err != nil {
+		return false
+	}
+	return !slices.ContainsFunc(calls, func(s *Seen) bool {
+		_, ok := test(s.Args)
+		return !ok
+	})
+}
+
+// describe says of a target what a reviewer has to know. rule is nil for egress.
+func (g *learner) describe(k lessonKey, rule *capability.Rule) {
+	calls := g.groups[k]
+	d := Learned{Target: k.String(), Kind: string(k.kind), Calls: len(calls)}
+	var clean []*Seen
+	var sources, pointers []string
+	flow := 0
+	reasons := map[string]int{}
+	for _, s := range calls {
+		if s.Refused != "" {
+			d.Denied++
+			reasons[strings.TrimSpace(string(s.Refused)+" "+s.Where)]++
+		}
+		if s.Flow {
+			flow++
+		}
+		switch {
+		case !s.Known:
+			d.Unknown++
+		case s.Tainted:
+			d.Untrusted++
+			sources, pointers = append(sources, s.Sources...), append(pointers, s.Untrusted...)
+		default:
+			clean = append(clean, s)
+		}
+	}
+	note := func(format string, args ...any) { g.notes[k] = append(g.notes[k], fmt.Sprintf(format, args...)) }
+	for _, r := range slices.Sorted(maps.Keys(reasons)) {
+		note("%d of %d calls were refused then (%s), and are granted here because that was asked for", reasons[r], d.Calls, r)
+	}
+	if d.Untrusted > 0 {
+		note("%d of %d calls came after the agent had read untrusted data (%s)", d.Untrusted, d.Calls, short(sources))
+	}
+	if len(pointers) > 0 {
+		note("untrusted data, or nothing that is known, gave %s", short(pointers))
+	}
+	if d.Unknown > 0 {
+		note("what the agent had read before is not on record for %d of %d calls", d.Unknown, d.Calls)
+	}
+	if flow > 0 {
+		note("a person was asked where the data of %d of %d calls came from", flow, d.Calls)
+	}
+	if rule != nil && d.Untrusted+d.Unknown > 0 {
+		g.without(k, rule, clean, note)
+	}
+	if rule != nil {
+		d.Asks = rule.Ask
+		if slices.Contains(rule.Ask, flowGroup) && slices.ContainsFunc(calls, (*Seen).suspect) {
+			note("so every call asks the group %s; remove that only if the values are meant", flowGroup)
+		}
+	}
+	for _, l := range g.out.LeftOut {
+		if l.Target == d.Target {
+			note("%d more calls are not learned from: %s", l.Calls, l.Why)
+		}
+	}
+	for i := range g.out.Refused {
+		r := &g.out.Refused[i]
+		r.Included = r.Included || g.Denied && r.Target == d.Target
+	}
+	d.Notes = g.notes[k]
+	g.out.Targets = append(g.out.Targets, d)
+}
+
+// without says what the rule would be, had only calls counted that nothing untrusted
+// came before.
+func (g *learner) without(k lessonKey, rule *capability.Rule, clean []*Seen, note func(string, ...any)) {
+	if len(clean) == 0 {
+		note("without them it would not be here")
+		return
+	}
+	base, _ := g.baseRule(k)
+	other, _, ok := g.rule(g.inference(clean), base, clean)
+	if !ok {
+		return
+	}
+	for _, p := range slices.Sorted(maps.Keys(rule.Args)) {
+		var with, without writer
+		with.arg(rule.Args[p])
+		if a, there := other.Args[p]; there {
+			without.arg(a)
+		} else {
+			without.WriteString("not there")
+		}
+		if with.String() != without.String() {
+			note("without them %s would be %s", argName(p), without.String())
+		}
+	}
+}
+
+// short lists a few of the different names.
+func short(names []string) string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) == 0 {
+		return "of unknown origin"
+	}
+	if len(names) > 4 {
+		names = append(names[:4:4], "others")
+	}
+	return strings.Join(names, ", ")
+}
+
+// check parses the proposal as any other task file and holds every call that it was
+// made from against it.
+func (g *learner) check() error {
+	f, err := Parse(g.out.Text, func(string) ([]byte, error) { return nil, nil })
+	if err != nil {
+		return fmt.Errorf("the proposal is no task file: %w", err)
+	}
+	granted := 0
+	for section, rules := range map[string][]Rule{"tools": f.Tools, "resources": f.Resources, "prompts": f.Prompts, "server_requests": f.ServerRequests} {
+		for i := range rules {
+			r := &rules[i]
+			for k, calls := range g.groups {
+				if sectionOf[k.kind] != section || k.server != r.Server || k.name != r.Name {
+					continue
+				}
+				if r.Any || !passAll(r.Args, g.Engines, calls) {
+					return fmt.Errorf("the proposal refuses a call of %s that it was made from, or grants any", k)
+				}
+				granted++
+			}
+		}
+	}
+	for i := range f.Egress {
+		e := &f.Egress[i]
+		if !passAll(e.rule().Args, g.Engines, g.groups[lessonKey{vault.KindEgress, "", e.Host}]) {
+			return fmt.Errorf("the proposal refuses a request to %s that it was made from", e.Host)
+		}
+		granted++
+	}
+	if n := len(f.Tools) + len(f.Resources) + len(f.Prompts) + len(f.ServerRequests) + len(f.Egress); n != granted || n != len(g.groups) {
+		return fmt.Errorf("the proposal grants %d targets, and %d were called", n, len(g.groups))
+	}
+	return nil
+}
