@@ -28,7 +28,7 @@ func (a *app) capability() *cobra.Command {
 		Use: "cap", Short: "Mint, attenuate, inspect, verify and revoke capabilities", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capExplain(), a.capLint(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList(), a.capStatusList(), a.capExport(), a.capImport())
+	c.AddCommand(a.capMint(), a.capAttenuate(), a.capInspect(), a.capLearn(), a.capExplain(), a.capLint(), a.capVerify(), a.capRevoke(), a.capClose(), a.capList(), a.capStatusList(), a.capExport(), a.capImport())
 	return c
 }
 

@@ -134,7 +134,7 @@ func (g *Gateway) strike(ctx context.Context, f *vault.Facts, code vault.Code) {
 	e := &vault.Event{
 		Run: f.Grant.Task, Class: vault.ClassTask, Phase: vault.PhaseNoted, Verdict: vault.Deny, Reason: code,
 		Fields: []vault.Field{
-			{Name: "agent", Value: []byte(f.Call.Agent)},
+			{Name: "agent", Value: []byte(f.Grant.Agent)},
 			{Name: "by", Value: fmt.Appendf(nil, "autonomy lowered from %s to %s after %d violations", from.Name, to.Name, g.Autonomy.Step())},
 		},
 	}

@@ -28,7 +28,6 @@ const (
 type inference struct {
 	list    int                   // so many different values are listed, more become a pattern
 	room    func(int64) int64     // adds the headroom to a length
-	secret  func(string) bool     // a text that must not be written down; nil knows none
 	engines *capability.Engines   // what evaluates a schema
 	roles   map[string]vault.Role // by pointer, of the target
 	kept    int                   // texts that were held back as secrets
@@ -46,6 +45,11 @@ func (in *inference) arg(pointer string, values []vault.Value, nesting int) (cap
 		}
 	}
 	return capability.Arg{}, false
+}
+
+// secret reports whether a text may not be written into a file.
+func (in *inference) secret(pointer, s string) bool {
+	return s != "" && (secretName.MatchString(pointer[strings.LastIndexByte(pointer, '/')+1:]) || looksSecret(s))
 }
 
 // passes holds a candidate against every value: how it was made is not trusted.
@@ -86,7 +90,7 @@ func (in *inference) candidates(pointer string, values []vault.Value, nesting in
 	kind := values[0].Kind()
 	for _, v := range values {
 		if v.Kind() != kind {
-			return in.wholes(values)
+			return in.wholes(pointer, values)
 		}
 	}
 	var out []capability.Arg
@@ -108,7 +112,7 @@ func (in *inference) candidates(pointer string, values []vault.Value, nesting in
 		}
 	case vault.Null, vault.Absent:
 	}
-	return append(out, in.wholes(values)...)
+	return append(out, in.wholes(pointer, values)...)
 }
 
 // choice is one value, or one of several.
@@ -188,7 +192,7 @@ func (in *inference) texts(pointer string, values []vault.Value) (out []capabili
 		s, _ := v.Str()
 		all[s] = true
 		longest = max(longest, utf8.RuneCountInString(s))
-		secret = secret || in.secret != nil && in.secret(s)
+		secret = secret || in.secret(pointer, s)
 	}
 	limit := in.room(int64(longest))
 	length := capability.Constraint{MaxLength: &limit}
@@ -359,7 +363,7 @@ func (in *inference) members(at string, objects []vault.Value, nesting int) (cap
 	}
 	out := capability.Args{}
 	for name, values := range found {
-		if !nameable(name) || in.secret != nil && in.secret(name) {
+		if !nameable(name) || looksSecret(name) {
 			return nil, false
 		}
 		p := "/" + vault.PointerToken(name)
@@ -379,7 +383,7 @@ func nameable(name string) bool {
 }
 
 // wholes are for values of mixed types, null, and numbers that no range holds.
-func (in *inference) wholes(values []vault.Value) (out []capability.Arg) {
+func (in *inference) wholes(pointer string, values []vault.Value) (out []capability.Arg) {
 	raws := map[string]bool{}
 	kinds := map[string]bool{}
 	longest := 0
@@ -390,9 +394,11 @@ func (in *inference) wholes(values []vault.Value) (out []capability.Arg) {
 		open = open || v.Kind() == vault.Array || v.Kind() == vault.Object
 		if s, ok := v.Str(); ok {
 			longest = max(longest, utf8.RuneCountInString(s))
-			if in.secret != nil && in.secret(s) {
+		}
+		for below, leaf := range v.Walk() {
+			if s, _ := leaf.Str(); in.secret(pointer+below, s) || looksSecret(below) {
 				in.kept++
-				raws[""] = true // no JSON: it is not listed
+				raws[""] = true // no JSON, so the values are not listed
 			}
 		}
 	}

@@ -63,6 +63,7 @@ type Lesson struct {
 	MayRead, MaySendTo []string
 	Caveats, Ask       []string
 	SignAt             string
+	Notes              []string // what else a reviewer has to know of the runs
 }
 
 // LearnOptions say how to propose.
@@ -77,9 +78,7 @@ type LearnOptions struct {
 	// Headroom is added to what was used of budgets, life and lengths, in percent.
 	Headroom int
 	// Denied also grants what was refused.
-	Denied bool
-	// Secret reports text that must not be written down. nil knows none.
-	Secret  func(string) bool
+	Denied  bool
 	Engines *capability.Engines // what evaluates schemas and expressions
 }
 
@@ -90,6 +89,7 @@ type Proposal struct {
 	Refused []Refusal     `json:"refused,omitempty"`  // calls that did not run
 	LeftOut []LeftOut     `json:"left_out,omitempty"` // calls that nothing was learned from
 	Wider   []string      `json:"wider,omitempty"`    // where it grants more than the task file it changes
+	Notes   []string      `json:"notes,omitempty"`
 	Used    Used          `json:"used"`
 	Room    int           `json:"headroom_percent"`
 	Life    time.Duration `json:"-"`
@@ -186,7 +186,7 @@ func Learn(l Lesson, o LearnOptions) (*Proposal, error) {
 		Lesson: l, LearnOptions: o,
 		groups: map[lessonKey][]*Seen{}, notes: map[lessonKey][]string{}, rules: map[lessonKey]capability.Rule{}, hosts: map[string]Egress{},
 	}
-	g.out.Room = o.Headroom
+	g.out.Room, g.out.Notes = o.Headroom, l.Notes
 	g.sort()
 	for _, k := range slices.SortedFunc(maps.Keys(g.groups), byTarget) {
 		g.learn(k)
@@ -226,6 +226,8 @@ func (g *learner) sort() {
 			why = "a task file does not grant this kind of call"
 		case s.Kind != vault.KindEgress && s.Server == "":
 			why = "its server is not registered any more"
+		case looksSecret(s.Name):
+			why = "its name looks like a secret"
 		case s.Args.IsZero():
 			why = "its arguments are not on record: " + s.Missing
 		case s.Args.Root().Kind() != vault.Object:
@@ -340,7 +342,7 @@ func (g *learner) learn(k lessonKey) {
 }
 
 func (g *learner) inference(calls []*Seen) *inference {
-	in := &inference{list: g.List, room: g.room, secret: g.Secret, engines: g.Engines, roles: map[string]vault.Role{}}
+	in := &inference{list: g.List, room: g.room, engines: g.Engines, roles: map[string]vault.Role{}}
 	for _, s := range calls {
 		maps.Copy(in.roles, s.Roles)
 	}

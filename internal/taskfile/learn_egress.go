@@ -22,7 +22,7 @@ func (g *learner) egress(host string, calls []*Seen) (Egress, bool) {
 		if !slices.Contains(e.Paths, p) {
 			e.Paths = append(e.Paths, p)
 		}
-		secret = secret || g.Secret != nil && g.Secret(p)
+		secret = secret || looksSecret(p)
 	}
 	slices.Sort(e.Methods)
 	slices.Sort(e.Paths)
