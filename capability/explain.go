@@ -1,7 +1,6 @@
 package capability
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,7 +20,7 @@ type Explanation struct {
 
 // A LinkExplanation is what one link says.
 type LinkExplanation struct {
-	ID    vault.Digest `json:"id"`
+	ID    vault.Digest `json:"id,omitzero"` // zero if it is not minted
 	Says  []string     `json:"says"`
 	Empty bool         `json:"empty,omitempty"` // it restricts nothing
 }
@@ -56,13 +55,21 @@ func Explain(c Chain, name func(vault.ServerID) string) Explanation {
 		says := e.link(&l.Link)
 		out.Links = append(out.Links, LinkExplanation{l.id, says, i > 0 && len(says) == 0})
 	}
-	targets := c.links[0].Grants
-	for _, kind := range slices.Sorted(maps.Keys(targets)) {
-		for _, t := range slices.SortedFunc(maps.Keys(targets[kind]), byName) {
-			if x, ok := e.effect(&c, kind, t); ok {
-				out.Effect = append(out.Effect, x)
-			}
-		}
+	grants := make([]Grants, len(c.links))
+	for i := range c.links {
+		grants[i] = c.links[i].Grants
+	}
+	out.Effect = e.effects(grants)
+	return out
+}
+
+// ExplainRoot explains a root link that is not minted: whom and what for, what it
+// says, and what that leaves. Who holds it and how long is not in it yet.
+func ExplainRoot(l *Link, name func(vault.ServerID) string) Explanation {
+	e := explainer{name}
+	out := Explanation{Links: []LinkExplanation{{Says: e.link(l)}}, Effect: e.effects([]Grants{l.Grants})}
+	if l.Task != nil {
+		out.Summary = []string{fmt.Sprintf("acts for %s: %s", l.Principal, l.Task.Purpose)}
 	}
 	return out
 }
@@ -171,11 +178,23 @@ func (e explainer) link(l *Link) (says []string) {
 	return says
 }
 
-// effect unites what all links say of one target; false if one of them takes it away.
-func (e explainer) effect(c *Chain, kind vault.Kind, t vault.Target) (TargetExplanation, bool) {
+// effects says what is left of the targets of the first grants under all of them.
+func (e explainer) effects(all []Grants) (out []TargetExplanation) {
+	for _, kind := range slices.Sorted(maps.Keys(all[0])) {
+		for _, t := range slices.SortedFunc(maps.Keys(all[0][kind]), byName) {
+			if x, ok := e.effect(all, kind, t); ok {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
+// effect unites what all grants say of one target; false if one of them takes it away.
+func (e explainer) effect(all []Grants, kind vault.Kind, t vault.Target) (TargetExplanation, bool) {
 	x := TargetExplanation{Target: e.target(kind, t)}
-	for i := range c.links {
-		l := layer{grants: c.links[i].Grants}
+	for _, grants := range all {
+		l := layer{grants: grants}
 		if l.grants == nil {
 			continue
 		}
@@ -341,96 +360,4 @@ func budgetSays(before string, b *Budgets) (says []string) {
 		says = append(says, fmt.Sprintf("%sat most %s %s in all of %s%s", before, s.Limit, s.Unit, s.Arg, of))
 	}
 	return says
-}
-
-// A Finding is something in a chain that may not mean what its author meant.
-type Finding struct {
-	Code   string `json:"code"`
-	Link   int    `json:"link"` // 0 is the root
-	Where  string `json:"where,omitempty"`
-	Detail string `json:"detail"`
-}
-
-// wide is how many calls a budget may allow before it is no bound on a task.
-const wide = 100_000
-
-// Lint says what of a chain deserves a second look. It trusts no comparison of
-// constraints: a chain is safe whether or not anything is found.
-func Lint(c Chain, now time.Time) []Finding {
-	var out []Finding
-	e := explainer{}
-	x := Explain(c, nil)
-	for i := range c.links {
-		l := &c.links[i]
-		add := func(code, where, format string, args ...any) {
-			out = append(out, Finding{code, i, where, fmt.Sprintf(format, args...)})
-		}
-		if x.Links[i].Empty {
-			add("changes-nothing", "", "the link restricts nothing")
-		}
-		if l.Grants != nil && len(l.Grants) == 0 {
-			add("leaves-nothing", "", "the link grants nothing, so nothing can be called")
-		}
-		if l.Expires != 0 && !now.Before(l.Expires.Time()) {
-			add("expired", "", "ended at %s", l.Expires.Time().Format(time.RFC3339))
-		}
-		if b := l.Budgets; b != nil && b.Calls != nil && *b.Calls >= wide {
-			add("wide-budget", "calls", "%d calls are no bound on a task", *b.Calls)
-		}
-		if l.Holder != nil && l.Holder.Bearer {
-			add("bearer", "", "whoever has the token can use it")
-		}
-		for _, kind := range slices.Sorted(maps.Keys(l.Grants)) {
-			for _, t := range slices.SortedFunc(maps.Keys(l.Grants[kind]), byName) {
-				r := l.Grants[kind][t]
-				where := e.target(kind, t)
-				if r.Any {
-					add("any", where, "the arguments are not constrained")
-				}
-				for _, at := range slices.Sorted(maps.Keys(r.Args)) {
-					out = append(out, lintArg(i, where+" "+at, ptrTo(r.Args[at]))...)
-				}
-			}
-		}
-	}
-	if len(x.Effect) == 0 {
-		out = append(out, Finding{"leaves-nothing", len(c.links) - 1, "", "no target of the root is left under all links"})
-	}
-	return out
-}
-
-func ptrTo(a Arg) *Arg { return &a }
-
-// lintArg looks at the constraints of one argument.
-func lintArg(link int, where string, a *Arg) (out []Finding) {
-	if len(a.All) == 0 {
-		out = append(out, Finding{"unconstrained", link, where, "any text, number or boolean passes"})
-	}
-	for i := range a.All {
-		c := &a.All[i]
-		switch {
-		case c.Prefix != nil && strings.HasPrefix(*c.Prefix, "/"):
-			out = append(out, Finding{"prefix-path", link, where, fmt.Sprintf("%q is a prefix of paths beside the one that is meant, and of ..: use subpath", *c.Prefix)})
-		case c.Regex != nil && (strings.HasPrefix(*c.Regex, ".*") || strings.HasSuffix(*c.Regex, ".*") || strings.HasSuffix(*c.Regex, ".+")):
-			out = append(out, Finding{"open-regex", link, where, "the expression " + *c.Regex + " is open at an end"})
-		case c.Glob != nil && (*c.Glob == "*" || *c.Glob == "**"):
-			out = append(out, Finding{"open-glob", link, where, "the pattern passes everything"})
-		case c.SubPath != nil && *c.SubPath == "/":
-			out = append(out, Finding{"root-path", link, where, "every path is below /"})
-		case c.OneOf != nil && len(c.OneOf) == 0, c.EmailDomain != nil && len(c.EmailDomain) == 0, c.HostSuffix != nil && len(c.HostSuffix) == 0:
-			out = append(out, Finding{"empty-set", link, where, "nothing passes an empty set"})
-		case c.Each != nil:
-			out = append(out, lintArg(link, where+" (each)", c.Each)...)
-		}
-	}
-	return out
-}
-
-// String returns f as JSON, on one line.
-func (f Finding) String() string {
-	b, err := json.Marshal(f)
-	if err != nil {
-		return f.Code
-	}
-	return string(b)
 }

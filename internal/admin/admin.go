@@ -93,6 +93,14 @@ type Task struct {
 	Rejoined  bool          `json:"rejoined,omitempty"`
 	Token     string        `json:"token,omitempty"`
 	Status    *int          `json:"status,omitempty"` // index in the status list
+	Autonomy  *Autonomy     `json:"autonomy,omitempty"`
+}
+
+// An Autonomy is the level of a task.
+type Autonomy struct {
+	Began string `json:"began"` // the level of its file
+	Now   string `json:"now"`   // after violations
+	Means string `json:"means"` // of the level now, in a sentence
 }
 
 // A CallRequest is one call made by hand or by a script.

@@ -131,7 +131,9 @@ func (b backend) Tasks(ctx context.Context) ([]admin.Task, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, describe(row, doc))
+		t := describe(row, doc)
+		t.Autonomy = b.d.standing(row.ID, doc.Autonomy)
+		out = append(out, t)
 	}
 	return out, nil
 }

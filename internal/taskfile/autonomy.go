@@ -88,11 +88,11 @@ func (l Level) String() string {
 			asks = fmt.Sprintf("calls of risk high ask the group %s", l.Group)
 		}
 	}
-	return fmt.Sprintf("%s; at most %d calls in %s; sandbox grade %s or better", asks, l.Calls, span(l.Life), l.MinGrade)
+	return fmt.Sprintf("%s; at most %d calls in %s; sandbox grade %s or better", asks, l.Calls, Span(l.Life), l.MinGrade)
 }
 
-// span writes a duration without its zero parts.
-func span(d time.Duration) string {
+// Span writes a duration for people, without its zero parts: 30m, 8h, 7d.
+func Span(d time.Duration) string {
 	switch {
 	case d >= 24*time.Hour && d%(24*time.Hour) == 0:
 		return fmt.Sprintf("%dd", d/(24*time.Hour))
@@ -121,7 +121,7 @@ func (f *File) Under(levels Levels) (*File, error) {
 	case out.Life == 0:
 		out.Life = level.Life
 	case out.Life > level.Life:
-		problems = append(problems, f.autonomy.err("life", "%s is longer than level %s gives, which is %s", span(out.Life), f.Autonomy, span(level.Life)))
+		problems = append(problems, f.autonomy.err("life", "%s is longer than level %s gives, which is %s", Span(out.Life), f.Autonomy, Span(level.Life)))
 	}
 	switch {
 	case out.Budgets.Calls == 0:
