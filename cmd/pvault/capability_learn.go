@@ -191,14 +191,23 @@ func (a *app) reportLearned(p *daemon.LearnResult, out string) {
 			say("untrusted  %s: %d of %d calls after untrusted data was read, %d of unknown origin; asks %s", t.Target, t.Untrusted, t.Calls, t.Unknown, strings.Join(append(t.Asks[:len(t.Asks):len(t.Asks)], none(t.Asks)...), ", "))
 		}
 	}
-	for _, r := range p.Refused {
+	const most = 50 // --json has all
+	for i, r := range p.Refused {
+		if i == most {
+			say("refused    and %d more, see --json", len(p.Refused)-most)
+			break
+		}
 		what := "not granted; --include-denied grants it"
 		if r.Included {
 			what = "granted, because --include-denied was given"
 		}
 		say("refused    %s: %s (%d calls, events %v): %s", r.Target, strings.TrimSpace(string(r.Reason)+" "+r.Where), r.Calls, r.Events, what)
 	}
-	for _, l := range p.LeftOut {
+	for i, l := range p.LeftOut {
+		if i == most {
+			say("left out   and %d more, see --json", len(p.LeftOut)-most)
+			break
+		}
 		say("left out   %s (%d calls, events %v): %s", l.Target, l.Calls, l.Events, l.Why)
 	}
 	for _, n := range p.Notes {

@@ -181,8 +181,14 @@ func (l *Learner) seen(e *replayed) (taskfile.Seen, error) {
 
 // settle fills in what the records of other calls say: a scope never gets better, so
 // that an agent which had read nothing untrusted at one call had not at an earlier
-// one.
+// one. One that had, before both, is left as it is: its scope must have begun anew.
 func (l *Learner) settle() {
+	first := map[string]int{} // call after untrusted data was read
+	for i := range l.calls {
+		if _, ok := first[l.who[i]]; !ok && l.calls[i].Tainted {
+			first[l.who[i]] = i
+		}
+	}
 	clean := map[string]bool{}
 	for i := len(l.calls) - 1; i >= 0; i-- {
 		s := &l.calls[i]
@@ -190,7 +196,8 @@ func (l *Learner) settle() {
 		case s.Known && !s.Tainted:
 			clean[l.who[i]] = true
 		case !s.Known && clean[l.who[i]] && !s.Flow:
-			s.Known = true
+			at, tainted := first[l.who[i]]
+			s.Known = !tainted || i < at
 		}
 	}
 }

@@ -145,6 +145,7 @@ type learner struct {
 	notes  map[lessonKey][]string
 	rules  map[lessonKey]capability.Rule
 	hosts  map[string]Egress
+	found  map[string]int // index of a refusal or of what is left out, by what makes it one
 }
 
 type lessonKey struct {
@@ -184,12 +185,21 @@ func Learn(l Lesson, o LearnOptions) (*Proposal, error) {
 	}
 	g := &learner{
 		Lesson: l, LearnOptions: o,
-		groups: map[lessonKey][]*Seen{}, notes: map[lessonKey][]string{}, rules: map[lessonKey]capability.Rule{}, hosts: map[string]Egress{},
+		groups: map[lessonKey][]*Seen{}, notes: map[lessonKey][]string{}, rules: map[lessonKey]capability.Rule{}, hosts: map[string]Egress{}, found: map[string]int{},
 	}
 	g.out.Room, g.out.Notes = o.Headroom, l.Notes
 	g.sort()
 	for _, k := range slices.SortedFunc(maps.Keys(g.groups), byTarget) {
 		g.learn(k)
+	}
+	if g.Denied {
+		granted := map[string]bool{}
+		for _, t := range g.out.Targets {
+			granted[t.Target] = t.Denied > 0
+		}
+		for i := range g.out.Refused {
+			g.out.Refused[i].Included = granted[g.out.Refused[i].Target]
+		}
 	}
 	text, err := g.compose()
 	if err != nil {
@@ -273,28 +283,35 @@ func checkTarget(kind vault.Kind, server, name string) error {
 }
 
 func (g *learner) refused(k lessonKey, s *Seen) {
-	for i := range g.out.Refused {
-		r := &g.out.Refused[i]
-		if r.Target == k.String() && r.Reason == s.Refused && r.Where == s.Where {
-			r.Calls++
-			r.Events = atMost(r.Events, s.Event)
-			return
-		}
+	i := g.index(len(g.out.Refused), "refused", k.String(), string(s.Refused), s.Where)
+	if i == len(g.out.Refused) {
+		g.out.Refused = append(g.out.Refused, Refusal{Target: k.String(), Reason: s.Refused, Where: s.Where})
 	}
-	g.out.Refused = append(g.out.Refused, Refusal{k.String(), s.Refused, s.Where, []uint64{s.Event}, 1, false})
+	r := &g.out.Refused[i]
+	r.Calls++
+	r.Events = atMost(r.Events, s.Event)
 }
 
 func (g *learner) leaveOut(k lessonKey, why string, calls ...*Seen) {
 	for _, s := range calls {
-		i := slices.IndexFunc(g.out.LeftOut, func(l LeftOut) bool { return l.Target == k.String() && l.Why == why })
-		if i < 0 {
-			i = len(g.out.LeftOut)
+		i := g.index(len(g.out.LeftOut), "left out", k.String(), why)
+		if i == len(g.out.LeftOut) {
 			g.out.LeftOut = append(g.out.LeftOut, LeftOut{Target: k.String(), Why: why})
 		}
 		l := &g.out.LeftOut[i]
 		l.Calls++
 		l.Events = atMost(l.Events, s.Event)
 	}
+}
+
+// index returns where something with a name was put before, or next.
+func (g *learner) index(next int, name ...string) int {
+	key := strings.Join(name, "\x00")
+	if i, ok := g.found[key]; ok {
+		return i
+	}
+	g.found[key] = next
+	return next
 }
 
 func atMost(events []uint64, e uint64) []uint64 {
@@ -319,6 +336,12 @@ func (g *learner) learn(k lessonKey) {
 		return
 	}
 	base, wild := g.baseRule(k)
+	if g.summed(base) {
+		// A sum needs its amount and its unit as they are.
+		if calls = g.within(base, k, calls); len(calls) == 0 {
+			return
+		}
+	}
 	rule, wider, ok := g.rule(in, base, calls)
 	if !ok || !passAll(rule.Args, g.Engines, calls) {
 		g.drop(k, "a task file cannot express its arguments")
@@ -333,12 +356,39 @@ func (g *learner) learn(k lessonKey) {
 		if w = strings.TrimSpace(k.String() + " " + w); !slices.Contains(g.out.Wider, w) {
 			g.out.Wider = append(g.out.Wider, w)
 		}
-		g.notes[k] = append(g.notes[k], strings.TrimSpace("wider than the task file "+strings.TrimPrefix(w, k.String())))
+		g.notes[k] = append(g.notes[k], "wider than the task file"+strings.TrimPrefix(w, k.String()))
 	}
 	if in.kept > 0 {
 		g.notes[k] = append(g.notes[k], "a value that looks like a secret is not written here")
 	}
 	g.describe(k, &rule)
+}
+
+// summed reports whether a budget of the base adds up an argument of the rule.
+func (g *learner) summed(base *Rule) bool {
+	return base != nil && slices.ContainsFunc(g.Base.Budgets.Sums, func(s Sum) bool { return s.Server == base.Server && s.Tool == base.Name })
+}
+
+// within leaves out the calls of a target that its rule in the base does not let
+// through, and returns the others.
+func (g *learner) within(base *Rule, k lessonKey, calls []*Seen) []*Seen {
+	var pass []*Seen
+	test, err := base.Args.Compile(g.Engines)
+	for _, s := range calls {
+		ok := base.Any
+		if !ok && err == nil {
+			_, ok = test(s.Args)
+		}
+		if ok {
+			pass = append(pass, s)
+			continue
+		}
+		g.leaveOut(k, "a budget adds up its arguments, which have to stay as they are", s)
+	}
+	if g.groups[k] = pass; len(pass) == 0 {
+		delete(g.groups, k)
+	}
+	return pass
 }
 
 func (g *learner) inference(calls []*Seen) *inference {
@@ -468,10 +518,6 @@ func (g *learner) describe(k lessonKey, rule *capability.Rule) {
 		if l.Target == d.Target {
 			note("%d more calls are not learned from: %s", l.Calls, l.Why)
 		}
-	}
-	for i := range g.out.Refused {
-		r := &g.out.Refused[i]
-		r.Included = r.Included || g.Denied && r.Target == d.Target
 	}
 	d.Notes = g.notes[k]
 	g.out.Targets = append(g.out.Targets, d)

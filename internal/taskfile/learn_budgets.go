@@ -77,7 +77,7 @@ func (g *learner) limits() (b Budgets, life time.Duration) {
 	}
 	b.Sums = g.sums(base.Budgets.Sums)
 	life = time.Duration(limit("life", int64(min(max(g.Lesson.Life, time.Second), MaxLife)), int64(base.Life)))
-	if life < base.Life || base.Life == 0 {
+	if life != base.Life {
 		life = min((life + time.Minute - 1).Truncate(time.Minute), MaxLife)
 	}
 	if base.Life > 0 && !slices.Contains(g.out.Wider, "life") {

@@ -25,9 +25,6 @@ func (g *learner) rule(in *inference, base *Rule, calls []*Seen) (r capability.R
 		r.Args, ok = g.narrowed(in, base.Args, roots)
 		return r, nil, ok
 	}
-	if slices.ContainsFunc(g.Base.Budgets.Sums, func(s Sum) bool { return s.Server == base.Server && s.Tool == base.Name }) {
-		return r, nil, false // a sum needs its amount and its unit as they are
-	}
 	r.Args, ok = in.members("", roots, 0)
 	for _, p := range slices.Sorted(maps.Keys(r.Args)) {
 		a := r.Args[p]
