@@ -242,8 +242,8 @@ func (g *learner) sort() {
 			why = "its arguments are not on record: " + s.Missing
 		case s.Args.Root().Kind() != vault.Object:
 			why = "its arguments are no object"
-		case s.Kind == vault.KindEgress && s.suspect():
-			why = "it may have been chosen by untrusted data, and an egress rule cannot ask: add it by hand if it is meant"
+		case s.Kind == vault.KindEgress && s.Refused != "" && s.suspect():
+			why = "untrusted data may have chosen it, and an egress rule cannot ask: add it by hand if it is meant"
 		default:
 			if err := checkTarget(s.Kind, s.Server, s.Name); err != nil {
 				why = "a task file cannot name it: " + err.Error()
@@ -504,6 +504,9 @@ func (g *learner) describe(k lessonKey, rule *capability.Rule) {
 	}
 	if flow > 0 {
 		note("a person was asked where the data of %d of %d calls came from", flow, d.Calls)
+	}
+	if rule == nil && slices.ContainsFunc(calls, (*Seen).suspect) {
+		note("so its paths are patterns unless a person had listed them: a path that is listed counts as the operator's choice and asks nobody")
 	}
 	if rule != nil && d.Untrusted+d.Unknown > 0 {
 		g.without(k, rule, clean, note)

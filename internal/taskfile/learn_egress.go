@@ -29,7 +29,7 @@ func (g *learner) egress(host string, calls []*Seen) (Egress, bool) {
 	if secret {
 		g.notes[k] = append(g.notes[k], "a value that looks like a secret is not written here")
 	}
-	listed := len(e.Paths) <= g.List && !secret && !slices.ContainsFunc(e.Paths, func(p string) bool { return strings.Contains(p, "*") })
+	listed := len(e.Paths) <= g.List && !secret && !slices.ContainsFunc(calls, (*Seen).suspect) && !slices.ContainsFunc(e.Paths, func(p string) bool { return strings.Contains(p, "*") })
 	var base *Egress
 	if g.Base != nil {
 		for i := range g.Base.Egress {
@@ -76,8 +76,8 @@ func matches(pattern, p string) bool {
 	return err == nil && perr == nil && test(doc.Root())
 }
 
-// generalPaths returns patterns for everything below the directory that all paths
-// share, with a query if one of them has one.
+// generalPaths returns patterns for everything in the directory that all paths share,
+// or below it if one of them is, with a query if one of them has one.
 func generalPaths(paths []string) []string {
 	var plain []string
 	query, bare := false, false
@@ -90,18 +90,22 @@ func generalPaths(paths []string) []string {
 	if !ok || strings.Contains(dir, "*") {
 		dir = "/"
 	}
-	all := strings.TrimSuffix(dir, "/") + "/**"
-	var out []string
-	if bare {
-		out = append(out, all)
+	below := strings.TrimSuffix(dir, "/") + "/"
+	all := below + "*"
+	if slices.ContainsFunc(plain, func(p string) bool { return strings.Contains(strings.TrimPrefix(p, below), "/") && p != dir }) {
+		all = below + "**"
 	}
-	if query {
-		out = append(out, all+"?**")
-	}
+	patterns := []string{all}
 	if slices.Contains(plain, dir) && dir != "/" {
-		out = append(out, dir)
+		patterns = append(patterns, dir)
+	}
+	var out []string
+	for _, p := range patterns {
+		if bare {
+			out = append(out, p)
+		}
 		if query {
-			out = append(out, dir+"?**")
+			out = append(out, p+"?**")
 		}
 	}
 	return out

@@ -514,9 +514,20 @@ func TestSuspectCallsAsk(t *testing.T) {
 			}
 		})
 	}
-	// An egress rule cannot ask, so there is none.
-	web := Seen{Run: "t-1", Kind: vault.KindEgress, Name: "evil.example.com", Args: jsonArgs(t, `{"method":"GET","path":"/x"}`), Known: true, Tainted: true, Untrusted: []string{"/path"}}
-	if p := learn(t, lesson(web), options()); len(p.Targets) != 0 || len(p.LeftOut) != 1 || strings.Contains(string(p.Text), "evil") {
+	// An egress rule cannot ask. What was refused is not granted even if that is asked
+	// for; of what went, the paths are a pattern, which the flow of data goes on asking
+	// about, since only a listed value counts as the operator's.
+	web := Seen{Run: "t-1", Kind: vault.KindEgress, Name: "api.example.com", Args: jsonArgs(t, `{"method":"GET","path":"/v1/x"}`), Known: true, Tainted: true, Untrusted: []string{"/path"}}
+	evil := web
+	evil.Name, evil.Refused = "evil.example.com", vault.CodeCapabilityTarget
+	o := options()
+	o.Denied = true
+	p := learn(t, lesson(web, evil), o)
+	f, err := Parse(p.Text, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Egress) != 1 || f.Egress[0].rule().Args["/path"].All[0].Regex == nil || len(p.LeftOut) != 1 || strings.Contains(string(p.Text), "evil") {
 		t.Errorf("%s", p.Text)
 	}
 }

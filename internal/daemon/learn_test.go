@@ -1,0 +1,88 @@
+package daemon_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/daemon"
+)
+
+// learner reads the runs of tasks as the command does.
+func (r *rig) learner(runs ...admin.Task) *daemon.Learner {
+	r.t.Helper()
+	servers, err := r.admin.Servers(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	l, err := daemon.NewLearner(servers)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, task := range runs {
+		if err := r.admin.Tail(r.t.Context(), 0, task.ID, false, true, func(raw json.RawMessage) error { return l.Add(raw) }); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return l
+}
+
+func (r *rig) learn(q daemon.LearnRequest, runs ...admin.Task) *daemon.LearnResult {
+	r.t.Helper()
+	p, err := r.learner(runs...).Propose(r.conf.Autonomy, q)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// TestLearn follows requests of an agent into a task file that lets them through and
+// little else: minted, it does. A request to a host that was not granted is in it only
+// if that is asked for; and one that untrusted data may have chosen is not.
+func TestLearn(t *testing.T) {
+	in := newInternet(t)
+	r := startOnline(t, in, nil)
+	u := newUpstream(t, "read")
+	r.addServer("notes", daemon.Registration{Source: u.url, Loopback: true, Integrity: "org", Holds: "public"})
+	wide := r.mint(online("look up a balance", "tools: {notes.read: {args: any}}\n", "{host: api.example.com, methods: [GET], path: /**}"))
+	wantDenied(t, r.send(wide, "early", "rates.example.com", `{"method":"GET","path":"/eur"}`), vault.CodeCapabilityTarget, vault.ExecutedNo)
+	wantAllowed(t, r.call(wide, "notes", "read", `{}`))
+	wantAllowed(t, r.send(wide, "one", "api.example.com", `{"method":"GET","path":"/v1/accounts/7"}`))
+	// From here on the agent has read what came back from outside.
+	wantDenied(t, r.send(wide, "late", "evil.example.com", `{"method":"GET","path":"/x"}`), vault.CodeCapabilityTarget, vault.ExecutedNo)
+
+	// A refusal names who tried, also where the capability refused.
+	for _, rec := range r.records(wide.ID) {
+		if rec.Leaf.Phase == string(vault.PhaseRefused) && rec.Fields["caller"] != string(wide.Agent) {
+			t.Errorf("the refusal %d names %q", rec.Leaf.Index, rec.Fields["caller"])
+		}
+	}
+
+	p := r.learn(daemon.LearnRequest{List: 4}, wide)
+	if !strings.Contains(p.File, "- {host: api.example.com, methods: [GET], path: /v1/accounts/7}") || !strings.Contains(p.File, "notes.read: {args: {}}") {
+		t.Errorf("%s", p.File)
+	}
+	if strings.Contains(p.File, "rates") || strings.Contains(p.File, "evil") || len(p.Refused) != 2 || p.Refused[0].Included || p.Refused[1].Included {
+		t.Errorf("%s\n%+v", p.File, p.Refused)
+	}
+	p = r.learn(daemon.LearnRequest{List: 4, Headroom: 50, Denied: true}, wide)
+	if !strings.Contains(p.File, "# learned: 1 of 1 calls were refused then (capability.target)") || !strings.Contains(p.File, "host: rates.example.com") {
+		t.Errorf("%s", p.File)
+	}
+	if strings.Contains(p.File, "evil") || len(p.LeftOut) != 1 || p.LeftOut[0].Target != "evil.example.com" {
+		t.Errorf("%s\n%+v", p.File, p.LeftOut)
+	}
+
+	narrow := r.mint(p.File)
+	wantDenied(t, r.send(narrow, "c-8", "api.example.com", `{"method":"GET","path":"/v1/accounts/8"}`), vault.CodeCapabilityArgument, vault.ExecutedNo)
+	wantAllowed(t, r.send(narrow, "c-7", "api.example.com", `{"method":"GET","path":"/v1/accounts/7"}`))
+	again := r.mint(online("look up two balances", "", "{host: api.example.com, methods: [GET], path: /**}"))
+	if _, err := r.learner(wide, again).Propose(r.conf.Autonomy, daemon.LearnRequest{Name: "task.yaml", File: []byte("version: 2")}); err == nil {
+		t.Error("a base that is no task file is taken")
+	}
+	if p = r.learn(daemon.LearnRequest{}, wide, again); len(p.Runs) != 2 || len(p.Notes) != 1 {
+		t.Errorf("runs %v, notes %v", p.Runs, p.Notes)
+	}
+}
