@@ -52,6 +52,8 @@ lengths. What looks like a secret is never written out.`,
 				return usage{errors.New("say which runs: --run TASK (pvault cap ls lists them)")}
 			case watch && len(runs) > 1:
 				return usage{errors.New("--watch goes with one --run")}
+			case r.List < 0 || r.List > 1000 || r.Headroom < 0 || r.Headroom > 1000:
+				return usage{errors.New("--list and --headroom are from 0 to 1000")}
 			}
 			r.OldName, r.NewName = os.DevNull, "task.yaml"
 			if task != "" {

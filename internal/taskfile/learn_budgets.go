@@ -76,16 +76,24 @@ func (g *learner) limits() (b Budgets, life time.Duration) {
 		b.Hosts = limit("budgets.hosts", max(most.hosts, 1), b.Hosts)
 	}
 	b.Sums = g.sums(base.Budgets.Sums)
-	life = time.Duration(limit("life", int64(min(max(g.Lesson.Life, time.Second), MaxLife)), int64(base.Life)))
-	if life != base.Life {
-		life = min((life + time.Minute - 1).Truncate(time.Minute), MaxLife)
-	}
-	if base.Life > 0 && !slices.Contains(g.out.Wider, "life") {
-		life = min(life, base.Life)
-	}
 	g.out.Used = Used{most.calls, most.bytes, g.Lesson.Life.Round(time.Second).String()}
-	g.out.Calls, g.out.Life = b.Calls, life
-	return b, life
+	g.out.Calls, g.out.Life = b.Calls, g.life()
+	return b, g.out.Life
+}
+
+// life returns how long the task may last, in whole minutes.
+func (g *learner) life() time.Duration {
+	used := min(g.Lesson.Life, MaxLife)
+	want := max(time.Duration(g.room(int64(used))), leastLife)
+	want = min((want + time.Minute - 1).Truncate(time.Minute), MaxLife)
+	switch {
+	case g.Base == nil:
+		return want
+	case used > g.Base.Life:
+		g.out.Wider = append(g.out.Wider, "life")
+		return want
+	}
+	return min(want, g.Base.Life)
 }
 
 // sums returns the totals that are bounded: those of the base whose tool was called,
@@ -124,6 +132,10 @@ func (g *learner) sums(base []Sum) (out []Sum) {
 	}
 	return out
 }
+
+// leastLife is the shortest life that is proposed. A recorded agent may have been done
+// in a second; another time a person has to answer first.
+const leastLife = 5 * time.Minute
 
 // maxTotal keeps a total with its headroom far from overflow.
 const maxTotal = math.MaxInt64 / 2000

@@ -197,7 +197,9 @@ func calls(t *rapid.T) []Seen {
 // leftOut says whether the proposal names a call among those that it does not learn from.
 func leftOut(p *Proposal, s *Seen) bool {
 	k := lessonKey{s.Kind, s.Server, s.Name}
-	return slices.ContainsFunc(p.LeftOut, func(l LeftOut) bool { return l.Target == k.String() && slices.Contains(l.Events, s.Event) })
+	return slices.ContainsFunc(p.LeftOut, func(l LeftOut) bool {
+		return l.Target == k.String() && (slices.Contains(l.Events, s.Event) || l.Calls > len(l.Events) && s.Event > l.Events[len(l.Events)-1])
+	})
 }
 
 // TestLearnedCallsPass holds, for any set of recorded calls, that a proposal is a task
@@ -284,7 +286,7 @@ func TestLearnReadsLike(t *testing.T) {
 		{"a secret inside an odd value", []string{`[null,"ghp_0123456789abcdefghijklmnopqrstuvwxyz"]`}, 4, `{each: {schema: "{\"maxLength\":50,\"type\":[\"null\",\"string\"]}"}, count: [2, 2]}`},
 		{"a secret as a name", []string{`{"ghp_0123456789abcdefghijklmnopqrstuvwxyz":1}`}, 4, "not granted"},
 		{"a UUID is a name", []string{`"6ba7b810-9dad-11d1-80b4-00c04fd430c8"`}, 4, `{exact: "6ba7b810-9dad-11d1-80b4-00c04fd430c8"}`},
-		{"words that YAML takes for others", []string{`"no"`, `"1e3"`, `"2026-11-28"`, `"a: b"`}, 4, `{one_of: ["1e3", "2026-11-28", "a: b", "no"]}`},
+		{"words that YAML takes for others", []string{`"no"`, `"1e3"`, `"2026-11-28"`, `"a: b"`, `"a - b"`, `"a b"`}, 6, `{one_of: ["1e3", "2026-11-28", "a - b", a b, "a: b", "no"]}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var calls []Seen
@@ -542,7 +544,7 @@ func TestLearnedBudgets(t *testing.T) {
 	a.Debits = []vault.Debit{{Unit: vault.UnitRecipients, Amount: 1, Limit: 9}}
 	p := learn(t, lesson(a, b, c), options())
 	for _, want := range []string{
-		"life: 2m\n", `budgets: {calls: 3, recipients: 2, bytes_out: `, `"sum(pay.transfer.amount, EUR)": 502}`, "amount: {integer: [50, 301]}",
+		"life: 5m\n", `budgets: {calls: 3, recipients: 2, bytes_out: `, `"sum(pay.transfer.amount, EUR)": 502}`, "amount: {integer: [50, 301]}",
 	} {
 		if !strings.Contains(string(p.Text), want) {
 			t.Errorf("no %q in\n%s", want, p.Text)
@@ -607,7 +609,9 @@ func FuzzLearn(f *testing.F) {
 		o := options()
 		o.Base, o.Text, o.List = base, text, int(list)
 		s := Seen{Run: "t-1", Kind: vault.KindTool, Server: "files", Name: "read", Args: doc, Known: true}
-		p, err := Learn(lesson(s), o)
+		l := lesson(s)
+		l.Life = time.Second
+		p, err := Learn(l, o)
 		if err != nil {
 			return
 		}
@@ -618,7 +622,7 @@ func FuzzLearn(f *testing.F) {
 		if got.Purpose != base.Purpose || got.Principal != base.Principal || got.Autonomy != base.Autonomy || !slices.Equal(got.Ask, base.Ask) || !slices.Equal(got.Caveats, base.Caveats) || got.SignAt != base.SignAt {
 			t.Fatalf("it is another task:\n%s\n%s", text, p.Text)
 		}
-		if got.Life > max(base.Life, 2*time.Minute) || got.Budgets.Calls > base.Budgets.Calls {
+		if got.Life > base.Life || got.Budgets.Calls > base.Budgets.Calls {
 			t.Fatalf("it may do more:\n%s\n%s", text, p.Text)
 		}
 	})

@@ -147,7 +147,7 @@ func (d *decoder) life(n *yaml.Node, path string) time.Duration {
 func (d *decoder) sandbox(n *yaml.Node, path string) (s Sandbox) {
 	m := d.fields(n, path, sandboxKeys)
 	if v := m["escalate"]; v != nil {
-		d.unsupported(v, path+".escalate", "escalation to another sandbox is not supported by this version", "remove it: the task stays in the sandbox it starts in")
+		d.unsupported(v, path+".escalate", "escalation to another sandbox is not supported by this version", "remove it, and demand the sandbox that the task needs from the start with min_grade")
 	}
 	if v := m["min_grade"]; v != nil {
 		if text := d.text(v, path+".min_grade", 8); text != "" {

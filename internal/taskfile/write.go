@@ -21,9 +21,9 @@ type writer struct{ strings.Builder }
 // maxLine is how long a rule may be on one line.
 const maxLine = 100
 
-// plainText is what needs no quotes anywhere in YAML. It begins with a letter or a
-// slash, so it is no number and no date.
-var plainText = regexp.MustCompile(`^[A-Za-z/][A-Za-z0-9/_.@+-]*$`)
+// plainText is what needs no quotes anywhere in YAML: words with single spaces. It
+// begins with a letter or a slash, so it is no number and no date.
+var plainText = regexp.MustCompile(`^[A-Za-z/][A-Za-z0-9/_.@+-]*( [A-Za-z0-9/][A-Za-z0-9/_.@+-]*)*$`)
 
 // words that YAML readers, old ones included, take for something else than text.
 var yamlWords = []string{"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
