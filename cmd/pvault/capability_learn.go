@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -127,6 +128,15 @@ var errClosed = errors.New("the run is closed")
 // readRun feeds the events of a run to l. It waits for the end of the run, or for an
 // interrupt, if it watches.
 func (a *app) readRun(ctx context.Context, client *admin.Client, l *daemon.Learner, run string, watch bool) error {
+	if watch {
+		tasks, err := client.Tasks(ctx)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(tasks, func(t admin.Task) bool { return string(t.ID) == run }) {
+			return noRun(run)
+		}
+	}
 	n := 0
 	err := client.Tail(ctx, 0, vault.TaskID(run), watch, true, func(raw json.RawMessage) error {
 		var e struct {
@@ -155,9 +165,13 @@ func (a *app) readRun(ctx context.Context, client *admin.Client, l *daemon.Learn
 	case err != nil:
 		return err
 	case n == 0:
-		return &admin.Error{Code: "not_found", Message: fmt.Sprintf("no run %s is on record", run), Hint: "pvault cap ls lists the tasks; the id of a task is that of its run"}
+		return noRun(run)
 	}
 	return nil
+}
+
+func noRun(id string) error {
+	return &admin.Error{Code: "not_found", Message: fmt.Sprintf("no run %s is on record", id), Hint: "pvault cap ls lists the tasks; the id of a task is that of its run"}
 }
 
 // writeNew writes a proposal into a file that is not there yet: the reviewed file is

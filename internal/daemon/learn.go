@@ -244,6 +244,9 @@ func (l *Learner) Propose(conf Autonomy, r LearnRequest) (*LearnResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Base != nil && o.Base.Principal != lesson.Principal {
+		lesson.Notes = append(lesson.Notes, "the runs were for "+lesson.Principal+", and the task file is for "+o.Base.Principal)
+	}
 	p, err := taskfile.Learn(lesson, o)
 	if err != nil {
 		return nil, err

@@ -86,3 +86,29 @@ func TestLearn(t *testing.T) {
 		t.Errorf("runs %v, notes %v", p.Runs, p.Notes)
 	}
 }
+
+// FuzzLearner reads anything as events of a run. What is proposed of it is a task file,
+// or nothing is.
+func FuzzLearner(f *testing.F) {
+	const opened = `{"leaf":{"class":"task","phase":"opened","run":"t-1","ts":"2026-11-28T08:00:00Z"},"fields":{"principal":"user:a","purpose":"p","capability":"{\"links\":[{\"caveats\":[\"true\"],\"sign_at\":\"high\"}]}"}}`
+	f.Add([]byte(opened), []byte(`{"leaf":{"class":"call","phase":"intent","run":"t-1","kind":"egress","idx":1,"ts":"2026-11-28T08:00:01Z"},"fields":{"target":"a.example.com","args":"{\"method\":\"GET\",\"path\":\"/\"}","context":"{\"integrity\":\"web\"}"}}`))
+	f.Add([]byte(opened), []byte(`{"leaf":{"class":"call","phase":"refused","run":"t-1","kind":"tool","reason":"capability.target"},"fields":{"args":"(erased)","note":"(erased)"}}`))
+	f.Fuzz(func(t *testing.T, open, call []byte) {
+		l, err := daemon.NewLearner(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, raw := range [][]byte{open, call, call} {
+			if l.Add(raw) != nil {
+				return
+			}
+		}
+		p, err := l.Propose(daemon.Autonomy{}, daemon.LearnRequest{List: 2, Denied: true})
+		if err != nil {
+			return
+		}
+		if _, err := daemon.ReviewTask(daemon.Config{}, []byte(p.File), nil); err != nil {
+			t.Fatalf("%v\n%s", err, p.File)
+		}
+	})
+}
