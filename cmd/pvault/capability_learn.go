@@ -40,8 +40,8 @@ proposal says so, and the rule asks the group flow. Calls whose arguments were e
 are listed and not learned from. Servers that are not registered any more cannot be named.
 
 The proposal holds values from recorded arguments. They can be personal, and outlive an
-erasure of the record. --list 0 writes out no text value, only forms: directories, domains, hosts,
-lengths. What looks like a secret is never written out.`,
+erasure of the record. --list 0 writes out no text value of an argument, only forms:
+directories, domains, hosts, lengths. What looks like a secret is never written out.`,
 		Example: example(
 			"pvault cap learn --run t-0123456789abcdefghjkmnpqrs",
 			"pvault cap learn --run t-… --task task.yaml | patch -p0",
@@ -161,7 +161,7 @@ func (a *app) readRun(ctx context.Context, client *admin.Client, l *daemon.Learn
 	})
 	switch {
 	case errors.Is(err, errClosed), watch && ctx.Err() != nil:
-		return nil
+		return nil //nolint:nilerr // the end of what was watched
 	case err != nil:
 		return err
 	case n == 0:

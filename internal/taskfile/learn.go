@@ -566,37 +566,47 @@ func short(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// check parses the proposal as any other task file and holds every call that it was
-// made from against it.
+// check parses the proposal as any other task file, holds every call that it was
+// made from against it, and wants nothing in it that was not meant.
 func (g *learner) check() error {
 	f, err := Parse(g.out.Text, func(string) ([]byte, error) { return nil, nil })
 	if err != nil {
 		return fmt.Errorf("the proposal is no task file: %w", err)
 	}
 	granted := 0
-	for section, rules := range map[string][]Rule{"tools": f.Tools, "resources": f.Resources, "prompts": f.Prompts, "server_requests": f.ServerRequests} {
+	for kind, rules := range map[vault.Kind][]Rule{
+		vault.KindTool: f.Tools, vault.KindResource: f.Resources, vault.KindPrompt: f.Prompts, vault.KindServerRequest: f.ServerRequests,
+	} {
 		for i := range rules {
 			r := &rules[i]
-			for k, calls := range g.groups {
-				if sectionOf[k.kind] != section || k.server != r.Server || k.name != r.Name {
-					continue
-				}
-				if r.Any || !passAll(r.Args, g.Engines, calls) {
-					return fmt.Errorf("the proposal refuses a call of %s that it was made from, or grants any", k)
-				}
-				granted++
+			k := lessonKey{kind, r.Server, r.Name}
+			meant, ok := g.rules[k]
+			if !ok || r.Any || !slices.Equal(r.Ask, meant.Ask) || !passAll(r.Args, g.Engines, g.groups[k]) {
+				return fmt.Errorf("the proposal does not say of %s what was meant", k)
 			}
+			granted++
 		}
 	}
 	for i := range f.Egress {
 		e := &f.Egress[i]
-		if !passAll(e.rule().Args, g.Engines, g.groups[lessonKey{vault.KindEgress, "", e.Host}]) {
-			return fmt.Errorf("the proposal refuses a request to %s that it was made from", e.Host)
+		calls := g.groups[lessonKey{vault.KindEgress, "", e.Host}]
+		if len(calls) == 0 || !passAll(e.rule().Args, g.Engines, calls) {
+			return fmt.Errorf("the proposal does not say of %s what was meant", e.Host)
 		}
 		granted++
 	}
-	if n := len(f.Tools) + len(f.Resources) + len(f.Prompts) + len(f.ServerRequests) + len(f.Egress); n != granted || n != len(g.groups) {
-		return fmt.Errorf("the proposal grants %d targets, and %d were called", n, len(g.groups))
+	if granted != len(g.groups) {
+		return fmt.Errorf("the proposal grants %d targets, and %d were meant", granted, len(g.groups))
+	}
+	want := File{Purpose: g.Purpose, Principal: g.Principal, Caveats: g.Caveats, Ask: g.Ask, SignAt: g.SignAt, Labels: Labels{g.MayRead, g.MaySendTo}}
+	if b := g.Base; b != nil {
+		want = *b
+	}
+	if f.Life != g.out.Life || f.Budgets.Calls != g.out.Calls || f.Purpose != want.Purpose || f.Principal != want.Principal ||
+		f.Autonomy != want.Autonomy || f.Inputs.Path != want.Inputs.Path || f.SignAt != want.SignAt || f.Delegate.Depth != want.Delegate.Depth ||
+		!slices.Equal(f.Delegate.To, want.Delegate.To) || !slices.Equal(f.Caveats, want.Caveats) || !slices.Equal(f.Ask, want.Ask) ||
+		!slices.Equal(f.Labels.MayRead, want.Labels.MayRead) || !slices.Equal(f.Labels.MaySendTo, want.Labels.MaySendTo) {
+		return errors.New("the proposal says more than was meant")
 	}
 	return nil
 }

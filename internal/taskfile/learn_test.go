@@ -74,10 +74,7 @@ type judge struct {
 	chain    []byte
 }
 
-func newJudge(t interface {
-	Helper()
-	Fatalf(string, ...any)
-}, text []byte) judge {
+func newJudge(t rapid.TB, text []byte) judge {
 	t.Helper()
 	f, err := Parse(text, nil)
 	if err != nil {
