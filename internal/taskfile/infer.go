@@ -49,7 +49,7 @@ func (in *inference) arg(pointer string, values []vault.Value, nesting int) (cap
 
 // secret reports whether a text may not be written into a file.
 func (in *inference) secret(pointer, s string) bool {
-	return s != "" && (secretName.MatchString(pointer[strings.LastIndexByte(pointer, '/')+1:]) || looksSecret(s))
+	return s != "" && (secretName().MatchString(pointer[strings.LastIndexByte(pointer, '/')+1:]) || looksSecret(s))
 }
 
 // passes holds a candidate against every value: how it was made is not trusted.

@@ -1,27 +1,53 @@
 package taskfile
 
-import "regexp"
+import (
+	"regexp"
+	"strings"
+	"sync"
+)
+
+// The patterns below are compiled when they are first asked, which a daemon never does.
 
 // secretForm are the forms of common credentials: what their issuers begin them with.
-var secretForm = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY|\b(sk|pk|rk)[-_](live|test|proj|ant)?[-_]?[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{16,}|\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{30,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}|\bvc1\.[A-Za-z0-9_-]{20,}|(?i)\b(bearer|basic) +[A-Za-z0-9+/=._-]{12,}|://[^/@\s]+:[^/@\s]+@`)
+var secretForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(strings.Join([]string{
+		`-----BEGIN [A-Z ]*PRIVATE KEY`,
+		`\b(sk|pk|rk)[-_](live|test|proj|ant)?[-_]?[A-Za-z0-9_-]{16,}`,
+		`\b(gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}`,
+		`\bglpat-[A-Za-z0-9_-]{16,}`,
+		`\bxox[abeoprs]-[A-Za-z0-9-]{10,}`,
+		`\b(AKIA|ASIA)[A-Z0-9]{16}\b`,
+		`\bAIza[A-Za-z0-9_-]{30,}`,
+		`\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}`, // a JWT
+		`\bvc1\.[A-Za-z0-9_-]{20,}`,                   // a capability
+		`(?i:\b(bearer|basic) +[A-Za-z0-9+/=._-]{12,})`,
+		`://[^/@\s]+:[^/@\s]+@`, // a password in a URL
+	}, "|"))
+})
 
 // secretName are names of arguments whose values are credentials whatever they look
 // like.
-var secretName = regexp.MustCompile(`(?i)(passw(or)?d|passphrase|secret|api_?key|access_?key|private_?key|credential|auth(orization)?$|token$|otp$|\bpin$)`)
+var secretName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)(passw(or)?d|passphrase|secret|api_?key|access_?key|private_?key|credential|auth(orization)?$|token$|otp$|\bpin$)`)
+})
 
 // token is a word that could be random.
-var token = regexp.MustCompile(`[A-Za-z0-9_+=-]{20,}`)
+var token = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`[A-Za-z0-9_+=-]{20,}`)
+})
 
-var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+var uuid = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+})
 
 // looksSecret reports text that may be a credential. It errs on that side: what it
 // holds back costs a length where a value would have stood.
 func looksSecret(s string) bool {
-	if secretForm.MatchString(s) {
+	if secretForm().MatchString(s) {
 		return true
 	}
-	for _, t := range token.FindAllString(s, 64) {
-		if !uuid.MatchString(t) && random(t) {
+	for _, t := range token().FindAllString(s, 64) {
+		if !uuid().MatchString(t) && random(t) {
 			return true
 		}
 	}
