@@ -87,6 +87,53 @@ func TestLearn(t *testing.T) {
 	}
 }
 
+// TestUnknownScopes holds what is taken for known of a refusal whose record does not
+// say what the agent had read: that it was nothing untrusted if a later call of the same
+// agent says so, unless an earlier one says otherwise.
+func TestUnknownScopes(t *testing.T) {
+	const (
+		clean   = `"context":"{\"integrity\":\"user\",\"risk\":\"low\"}"`
+		tainted = `"context":"{\"integrity\":\"web\",\"risk\":\"low\"}"`
+		unknown = `"note":"[]"`
+	)
+	event := func(phase, caller, host, context string) string {
+		return `{"leaf":{"class":"call","phase":"` + phase + `","reason":"capability.target","run":"t-1","kind":"egress","ts":"2026-11-28T08:00:01Z"},` +
+			`"fields":{"caller":"` + caller + `","target":"` + host + `.example.com","args":"{\"method\":\"GET\",\"path\":\"/x\"}",` + context + `}}`
+	}
+	refused := event("refused", "a", "new", unknown)
+	for _, tt := range []struct {
+		name   string
+		events []string
+		known  bool
+	}{
+		{"a later call had read nothing", []string{refused, event("intent", "a", "api", clean)}, true},
+		{"a later call had", []string{refused, event("intent", "a", "api", tainted)}, false},
+		{"nothing came later", []string{event("intent", "a", "api", clean), refused}, false},
+		{"another agent had read nothing", []string{refused, event("intent", "b", "api", clean)}, false},
+		{"its scope began anew", []string{event("intent", "a", "api", tainted), refused, event("intent", "a", "api", clean)}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, err := daemon.NewLearner(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			opened := `{"leaf":{"class":"task","phase":"opened","run":"t-1","ts":"2026-11-28T08:00:00Z"},"fields":{"principal":"user:a","purpose":"p","capability":"{\"links\":[{}]}"}}`
+			for _, e := range append([]string{opened}, tt.events...) {
+				if err := l.Add(json.RawMessage(e)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p, err := l.Propose(daemon.Autonomy{}, daemon.LearnRequest{List: 4, Denied: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Contains(p.File, "new.example.com"); got != tt.known {
+				t.Errorf("granted %v, want %v\n%s", got, tt.known, p.File)
+			}
+		})
+	}
+}
+
 // FuzzLearner reads anything as events of a run. What is proposed of it is a task file,
 // or nothing is.
 func FuzzLearner(f *testing.F) {
