@@ -142,7 +142,7 @@ func compileTexts(all []Constraint) (texts, error) {
 	}
 	var out texts
 	for _, c := range all {
-		if k := len(c.split()); k != 1 {
+		if k := c.kinds(); k != 1 {
 			return nil, fmt.Errorf("constraint of %d kinds, want one", k)
 		}
 		t, sort, err := c.compile(nil)

@@ -130,6 +130,7 @@ type trust struct {
 	issuers  []RootIssuer
 	audience string
 	engines  *Engines
+	seen     *signatures // required
 }
 
 func (t *trust) issuer(kid []byte) *RootIssuer {
@@ -156,24 +157,61 @@ func (t *trust) compile(raw []byte) (*authority, error) {
 		return nil, vault.NewDenial(vault.CodeCapabilityIssuer, "", errIssuer)
 	}
 	a := &authority{chain: Chain{raw: raw}, issuer: issuer, key: sha256.Sum256(raw)}
-	for i := range messages {
-		key := issuer.Key
-		if i > 0 {
-			if key, err = t.signer(&a.chain, &messages[i]); err != nil {
-				return nil, vault.NewDenial(vault.CodeCapabilitySignature, "", fmt.Errorf("link %d: %w", i, err))
-			}
-		}
-		if !messages[i].verify(key, typLink, nil) {
-			return nil, vault.NewDenial(vault.CodeCapabilitySignature, "", fmt.Errorf("link %d: wrong signature", i))
-		}
-		if err := a.chain.decode(messages[i]); err != nil {
-			return nil, vault.NewDenial(vault.CodeCapabilityMalformed, "", fmt.Errorf("link %d: %w", i, err))
-		}
+	if err := t.read(a, messages); err != nil {
+		return nil, err
 	}
 	if err := a.bind(t); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// maxAhead is how many bytes are decoded before the signatures over them are
+// verified: that of a usual chain, and about two verifications' worth at worst.
+const maxAhead = 2 << 10
+
+// read decodes the links of a chain and verifies their signatures. Nothing is
+// decoded before the root is verified, so who has no chain of an issuer costs one
+// verification and no more. Further links are decoded a little ahead: that gives the
+// keys, and with them what can be verified at the same time.
+//
+// What it returns is what it would if it went link by link: the first thing wrong.
+func (t *trust) read(a *authority, messages []message) error {
+	a.chain.links = make([]signedLink, 0, len(messages))
+	claims := make([]claim, 0, len(messages)) // not verified yet
+	ahead := 0
+	settle := func() error {
+		if i := t.seen.wrong(claims); i >= 0 {
+			return vault.NewDenial(vault.CodeCapabilitySignature, "", fmt.Errorf("link %d: wrong signature", claims[i].link))
+		}
+		claims, ahead = claims[:0], 0
+		return nil
+	}
+	for i := range messages {
+		key, err := a.issuer.Key, error(nil)
+		if i > 0 {
+			key, err = t.signer(&a.chain, &messages[i])
+		}
+		if err != nil {
+			if err := settle(); err != nil {
+				return err
+			}
+			return vault.NewDenial(vault.CodeCapabilitySignature, "", fmt.Errorf("link %d: %w", i, err))
+		}
+		claims = append(claims, claim{i, key, &messages[i]})
+		if ahead += len(messages[i].raw); i == 0 || ahead > maxAhead {
+			if err := settle(); err != nil {
+				return err
+			}
+		}
+		if err := a.chain.decode(messages[i]); err != nil {
+			if err := settle(); err != nil {
+				return err
+			}
+			return vault.NewDenial(vault.CodeCapabilityMalformed, "", fmt.Errorf("link %d: %w", i, err))
+		}
+	}
+	return settle()
 }
 
 // signer returns the key that must have signed the next link of c.

@@ -106,7 +106,7 @@ func compileArg(arg Arg, at string, nesting int, eng *Engines) (*node, error) {
 	n := &node{optional: arg.Optional}
 	closed := false // some test looks at every element of an array
 	for _, c := range arg.All {
-		if k := len(c.split()); k != 1 {
+		if k := c.kinds(); k != 1 {
 			return nil, fmt.Errorf("%s: constraint of %d kinds, want one", at, k)
 		}
 		switch {

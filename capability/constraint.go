@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -196,11 +197,14 @@ func (s Scalar) MarshalJSON() ([]byte, error) {
 func (s Scalar) MarshalCBOR() ([]byte, error) {
 	switch s.kind {
 	case vault.String:
-		return det.enc.Marshal(s.s)
+		return appendText(make([]byte, 0, len(s.s)+9), s.s), nil
 	case vault.Number:
-		return det.enc.Marshal(s.n)
+		if s.n < 0 {
+			return appendHead(make([]byte, 0, 9), majorNegative, uint64(-1-s.n)), nil
+		}
+		return appendHead(make([]byte, 0, 9), majorUint, uint64(s.n)), nil
 	case vault.Bool:
-		return det.enc.Marshal(s.n == 1)
+		return []byte{simpleFalse + byte(s.n)}, nil
 	default:
 		return nil, errScalar
 	}
@@ -208,19 +212,20 @@ func (s Scalar) MarshalCBOR() ([]byte, error) {
 
 // UnmarshalCBOR parses a text string, an integer or a boolean.
 func (s *Scalar) UnmarshalCBOR(b []byte) error {
-	var v any
-	if err := det.dec.Unmarshal(b, &v); err != nil {
-		return err
+	if len(b) == 1 && (b[0] == simpleFalse || b[0] == simpleTrue) {
+		*s = Bool(b[0] == simpleTrue)
+		return nil
 	}
-	switch v := v.(type) {
-	case string:
-		*s = String(v)
-	case int64:
-		*s = Int(v)
-	case bool:
-		*s = Bool(v)
-	default:
+	if text, rest, ok := readText(b); ok && len(rest) == 0 {
+		*s = String(text)
+		return nil
+	}
+	major, n, rest, ok := readHead(b)
+	if !ok || len(rest) != 0 || n > math.MaxInt64 || major != majorUint && major != majorNegative {
 		return errScalar
+	}
+	if *s = Int(int64(n)); major == majorNegative {
+		s.n = -1 - s.n
 	}
 	return nil
 }
@@ -230,40 +235,21 @@ var errScalar = errors.New("want a string, an integer or a boolean; ranges are f
 // One returns an Arg that must pass all constraints.
 func One(all ...Constraint) Arg { return Arg{All: all} }
 
-// split returns the fields of c that are set, one Constraint each.
-func (c Constraint) split() []Constraint {
-	var out []Constraint
-	add := func(set bool, one Constraint) {
+// kinds returns how many fields of c are set.
+func (c *Constraint) kinds() int {
+	n := 0
+	for _, set := range [...]bool{
+		c.Exact != nil, c.OneOf != nil, c.Int != nil, c.Decimal != nil, c.Prefix != nil,
+		c.SubPath != nil, c.Glob != nil, c.Regex != nil, c.EmailDomain != nil, c.URL != nil,
+		c.HostSuffix != nil, c.MaxLength != nil, c.Each != nil, c.Object != nil, c.NotOneOf != nil,
+		c.CIDR != nil, c.PublicURL != nil, c.Argv != nil, c.Set != nil, c.Subset != nil,
+		c.Contains != nil, c.Count != nil, c.Length != nil, c.Schema != nil, c.CEL != nil,
+	} {
 		if set {
-			out = append(out, one)
+			n++
 		}
 	}
-	add(c.Exact != nil, Constraint{Exact: c.Exact})
-	add(c.OneOf != nil, Constraint{OneOf: c.OneOf})
-	add(c.Int != nil, Constraint{Int: c.Int})
-	add(c.Decimal != nil, Constraint{Decimal: c.Decimal})
-	add(c.Prefix != nil, Constraint{Prefix: c.Prefix})
-	add(c.SubPath != nil, Constraint{SubPath: c.SubPath})
-	add(c.Glob != nil, Constraint{Glob: c.Glob})
-	add(c.Regex != nil, Constraint{Regex: c.Regex})
-	add(c.EmailDomain != nil, Constraint{EmailDomain: c.EmailDomain})
-	add(c.URL != nil, Constraint{URL: c.URL})
-	add(c.HostSuffix != nil, Constraint{HostSuffix: c.HostSuffix})
-	add(c.MaxLength != nil, Constraint{MaxLength: c.MaxLength})
-	add(c.Each != nil, Constraint{Each: c.Each})
-	add(c.Object != nil, Constraint{Object: c.Object})
-	add(c.NotOneOf != nil, Constraint{NotOneOf: c.NotOneOf})
-	add(c.CIDR != nil, Constraint{CIDR: c.CIDR})
-	add(c.PublicURL != nil, Constraint{PublicURL: c.PublicURL})
-	add(c.Argv != nil, Constraint{Argv: c.Argv})
-	add(c.Set != nil, Constraint{Set: c.Set})
-	add(c.Subset != nil, Constraint{Subset: c.Subset})
-	add(c.Contains != nil, Constraint{Contains: c.Contains})
-	add(c.Count != nil, Constraint{Count: c.Count})
-	add(c.Length != nil, Constraint{Length: c.Length})
-	add(c.Schema != nil, Constraint{Schema: c.Schema})
-	add(c.CEL != nil, Constraint{CEL: c.CEL})
-	return out
+	return n
 }
 
 // A granted is one entry of the JSON form of Grants.

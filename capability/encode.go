@@ -3,7 +3,8 @@ package capability
 import (
 	"bytes"
 	"errors"
-	"fmt"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -61,45 +62,101 @@ func (c codec) decode(b []byte, v any) error {
 	return nil
 }
 
-// targetKey is a vault.Target as a map key: [server id, name].
-type targetKey struct {
-	_      struct{} `cbor:",toarray"`
-	Server vault.ServerID
-	Name   string
-}
-
-// MarshalCBOR returns {kind: {[server id, name]: rule}}.
+// MarshalCBOR returns {kind: {[server id, name]: rule}}. It is written by hand, as
+// its opposite is, because a root is mostly grants.
 func (g Grants) MarshalCBOR() ([]byte, error) {
-	out := make(map[vault.Kind]map[targetKey]Rule, len(g))
-	for kind, targets := range g {
-		out[kind] = make(map[targetKey]Rule, len(targets))
-		for t, r := range targets {
-			out[kind][targetKey{Server: t.Server, Name: t.Name}] = r
-		}
-	}
-	return det.enc.Marshal(out)
+	b := appendHead(make([]byte, 0, 512), majorMap, uint64(len(g)))
+	return appendSorted(b, g, appendKind, func(b []byte, targets map[vault.Target]Rule) ([]byte, error) {
+		b = appendHead(b, majorMap, uint64(len(targets)))
+		return appendSorted(b, targets, appendTarget, func(b []byte, r Rule) ([]byte, error) {
+			rule, err := det.enc.Marshal(&r)
+			return append(b, rule...), err
+		})
+	})
 }
 
-// UnmarshalCBOR parses the form of [Grants.MarshalCBOR].
+func appendKind(b []byte, k vault.Kind) []byte { return appendText(b, string(k)) }
+
+func appendTarget(b []byte, t vault.Target) []byte {
+	return appendText(appendBytes(appendHead(b, majorArray, 2), t.Server[:]), t.Name)
+}
+
+// appendSorted appends the entries of m in the order of their encoded keys (RFC 8949,
+// section 4.2.1).
+func appendSorted[K comparable, V any](b []byte, m map[K]V, key func([]byte, K) []byte, value func([]byte, V) ([]byte, error)) ([]byte, error) {
+	type entry struct {
+		key   []byte
+		value V
+	}
+	entries := make([]entry, 0, len(m))
+	for k, v := range m {
+		entries = append(entries, entry{key(nil, k), v})
+	}
+	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.key, b.key) })
+	for _, e := range entries {
+		var err error
+		if b, err = value(append(b, e.key...), e.value); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+var errGrants = errors.New("grants: want {kind: {[server id, name]: rule}}")
+
+// UnmarshalCBOR parses the form of [Grants.MarshalCBOR]. Whether keys are sorted and
+// single is for whoever encodes again and compares.
 func (g *Grants) UnmarshalCBOR(b []byte) error {
-	var in map[vault.Kind]map[targetKey]Rule
-	if err := det.dec.Unmarshal(b, &in); err != nil {
-		return err
+	n, b, ok := readMap(b)
+	if !ok {
+		return errGrants
 	}
-	if in == nil {
-		return errors.New("grants: null")
+	*g = make(Grants)
+	for range n {
+		kind, rest, ok := readText(b)
+		if !ok {
+			return errGrants
+		}
+		targets, rest, err := readTargets(rest)
+		if err != nil {
+			return err
+		}
+		(*g)[vault.Kind(kind)], b = targets, rest
 	}
-	*g = make(Grants, len(in))
-	for kind, targets := range in {
-		if targets == nil {
-			return fmt.Errorf("grants of kind %q: null", kind)
-		}
-		(*g)[kind] = make(map[vault.Target]Rule, len(targets))
-		for t, r := range targets {
-			(*g)[kind][vault.Target{Server: t.Server, Name: t.Name}] = r
-		}
+	if len(b) != 0 {
+		return errGrants
 	}
 	return nil
+}
+
+// readTargets reads the map below a kind.
+func readTargets(b []byte) (map[vault.Target]Rule, []byte, error) {
+	n, b, ok := readMap(b)
+	if !ok {
+		return nil, nil, errGrants
+	}
+	targets := make(map[vault.Target]Rule)
+	for range n {
+		major, two, rest, ok := readHead(b)
+		if !ok || major != majorArray || two != 2 {
+			return nil, nil, errGrants
+		}
+		server, rest, ok := readBytes(rest)
+		if !ok || len(server) != len(vault.ServerID{}) {
+			return nil, nil, errGrants
+		}
+		name, rest, ok := readText(rest)
+		if !ok {
+			return nil, nil, errGrants
+		}
+		var r Rule
+		var err error
+		if b, err = det.dec.UnmarshalFirst(rest, &r); err != nil {
+			return nil, nil, err
+		}
+		targets[vault.Target{Server: vault.ServerID(server), Name: name}] = r
+	}
+	return targets, b, nil
 }
 
 // appendHead appends the head of a CBOR item in its shortest form.
@@ -123,10 +180,15 @@ func appendHead(b []byte, major byte, n uint64) []byte {
 }
 
 const (
-	majorUint  = 0
-	majorBytes = 2
-	majorText  = 3
-	majorArray = 4
+	majorUint     = 0
+	majorNegative = 1
+	majorBytes    = 2
+	majorText     = 3
+	majorArray    = 4
+	majorMap      = 5
+
+	simpleFalse = 0xf4
+	simpleTrue  = 0xf5
 )
 
 func appendBytes(b, s []byte) []byte { return append(appendHead(b, majorBytes, uint64(len(s))), s...) }
@@ -166,4 +228,22 @@ func readBytes(b []byte) (s, rest []byte, ok bool) {
 		return nil, nil, false
 	}
 	return b[:n], b[n:], true
+}
+
+// readText reads a text string.
+func readText(b []byte) (s string, rest []byte, ok bool) {
+	major, n, b, ok := readHead(b)
+	if !ok || major != majorText || n > uint64(len(b)) || !utf8.Valid(b[:n]) {
+		return "", nil, false
+	}
+	return string(b[:n]), b[n:], true
+}
+
+// readMap reads the head of a map with at most maxSet entries.
+func readMap(b []byte) (n int, rest []byte, ok bool) {
+	major, size, b, ok := readHead(b)
+	if !ok || major != majorMap || size > maxSet {
+		return 0, nil, false
+	}
+	return int(size), b, true
 }

@@ -355,7 +355,7 @@ func TestVectors(t *testing.T) {
 					t.Errorf("link %d is %v", i, l.ID)
 				}
 			}
-			a, err := (&trust{roots, v.Audience, nil}).compile(raw)
+			a, err := (&trust{roots, v.Audience, nil, new(signatures)}).compile(raw)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -392,7 +392,7 @@ func TestVectors(t *testing.T) {
 			}
 			if err == nil && len(tt.Revoked) > 0 {
 				var a *authority
-				if a, err = (&trust{roots, v.Audience, nil}).compile(raw); err == nil && revoked(t, tt.Revoked, a) {
+				if a, err = (&trust{roots, v.Audience, nil, new(signatures)}).compile(raw); err == nil && revoked(t, tt.Revoked, a) {
 					err = vault.NewDenial(vault.CodeCapabilityRevoked, "", nil)
 				}
 			}

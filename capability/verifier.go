@@ -40,7 +40,8 @@ const (
 )
 
 // A Verifier checks calls against capability chains. It is safe for concurrent
-// use. It starts no goroutine and touches neither disk nor network.
+// use. It touches neither disk nor network, and the goroutines that it starts to
+// verify a chain end before the call does.
 type Verifier struct {
 	cfg        Config
 	trust      trust
@@ -116,7 +117,7 @@ func newTrust(roots []RootIssuer, audience string, e *Engines) (trust, error) {
 		}
 		seen[is.KID] = true
 	}
-	return trust{roots, audience, e}, nil
+	return trust{roots, audience, e, new(signatures)}, nil
 }
 
 // sameUID says true unless the transport shows otherwise: separation that cannot
