@@ -430,9 +430,32 @@ func TestRecheckOfWhatIsNoGrant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := v.Recheck(t.Context(), &g); err != nil {
+		t.Errorf("a grant: %v", err)
+	}
+	for name, change := range map[string]func(*vault.Grant){
+		"no chain":         func(g *vault.Grant) { g.Chain = vault.Digest{} },
+		"another's issuer": func(g *vault.Grant) { g.Issuer = "k2" },
+	} {
+		other := g
+		change(&other)
+		if err := v.Recheck(t.Context(), &other); code(err) != vault.CodeCapabilityMissing {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	w.clock = testStart.Add(time.Hour)
 	if err := v.Recheck(t.Context(), &g); code(err) != vault.CodeCapabilityExpired {
 		t.Errorf("expired: %v", err)
+	}
+	w.clock = testStart
+	w.cfg.Roots[0].NotAfter = testStart.Add(time.Minute)
+	v = w.verifier()
+	if err := v.Recheck(t.Context(), &g); err != nil {
+		t.Errorf("while the issuer is in use: %v", err)
+	}
+	w.clock = testStart.Add(time.Minute)
+	if err := v.Recheck(t.Context(), &g); code(err) != vault.CodeCapabilityIssuer {
+		t.Errorf("after the issuer was in use: %v", err)
 	}
 	for _, r := range []Revocation{{}, {Task: "a", Agent: "b"}, {Everything: true}} {
 		if err := w.cfg.Revocations.Add(r); err == nil {

@@ -167,6 +167,11 @@ func TestApproved(t *testing.T) {
 	if err := d.Recheck(t.Context(), a, f, asked(), revision); err != nil {
 		t.Fatal(err)
 	}
+	early := a
+	early.Expires = time.Now()
+	if err := d.Recheck(t.Context(), early, f, asked(), revision); code(err) != vault.CodeApprovalTimeout {
+		t.Errorf("an approval that says it is over: %v", err)
+	}
 	d.Spend(t.Context(), a)
 
 	if err := d.Recheck(t.Context(), a, f, asked(), revision); code(err) != vault.CodeApprovalInvalid {

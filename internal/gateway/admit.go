@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/pilox/vault"
@@ -91,8 +92,9 @@ func (g *Gateway) recheck(ctx context.Context, f *vault.Facts, d decided, approv
 				return out
 			}
 		}
-		if len(approvals) == 0 && g.Autonomy.asks(f).Verdict != vault.Allow {
-			// The level was lowered while the call was on its way.
+		if now := d.decision.Join(g.Autonomy.asks(f)); now.Verdict != d.decision.Verdict || !slices.Equal(now.Groups, d.decision.Groups) {
+			// The level was lowered while the call was on its way, and asks somebody who
+			// has not been asked.
 			out := vault.NewDenial(vault.CodeBusy, "", errors.New("the autonomy of the task was lowered and the call has to be decided again"))
 			out.Retry = vault.RetryAfter
 			return out

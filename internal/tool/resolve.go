@@ -127,7 +127,7 @@ func (c *Catalogue) Recheck(_ context.Context, t *vault.Tool) error {
 		// A resource or prompt outside the listing, or a server request. If it has
 		// come onto the list since, what Resolve said of it is out of date.
 		for _, k := range []vault.Kind{vault.KindResource, vault.KindPrompt} {
-			if it, ok := s.items[itemKey{kind: k, name: t.Name}]; ok && it.State == StateQuarantined {
+			if _, ok := s.items[itemKey{kind: k, name: t.Name}]; ok {
 				return vault.NewDenial(vault.CodeToolQuarantined, "", nil)
 			}
 		}

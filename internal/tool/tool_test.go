@@ -376,6 +376,85 @@ func TestCheckResult(t *testing.T) {
 	}
 }
 
+// TestRecheck: what Resolve said of a target holds for a call that is still on its way,
+// until anything about the target is another. A definition that a person accepted in
+// the meantime is another one, too.
+func TestRecheck(t *testing.T) {
+	changed := strings.Replace(writeFile, `"bytes":{"type":"integer"}`, `"bytes":{}`, 1)
+	observe := func(t *testing.T, c *Catalogue, l Listing) []Change {
+		t.Helper()
+		changes, err := c.Observe(t.Context(), "files", l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changes
+	}
+	resource := &vault.Call{Kind: vault.KindResource, Target: vault.Target{Name: "file:///x"}}
+	for _, tt := range []struct {
+		name     string
+		resource bool // else the tool write_file
+		change   func(*testing.T, *Catalogue)
+		want     vault.Code
+	}{
+		{"nothing changes", false, func(*testing.T, *Catalogue) {}, ""},
+		{"another tool of the server changes", false, func(t *testing.T, c *Catalogue) {
+			observe(t, c, tools(strings.Replace(readFile, `"path"`, `"file"`, 1), writeFile))
+		}, ""},
+		{"its definition changes", false, func(t *testing.T, c *Catalogue) { observe(t, c, tools(readFile, changed)) }, vault.CodeToolQuarantined},
+		{"another definition is accepted", false, func(t *testing.T, c *Catalogue) {
+			for _, ch := range observe(t, c, tools(readFile, changed)) {
+				if _, err := c.Accept(t.Context(), "files", ch.Kind, ch.Target.Name, ch.Offered); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := resolve(t, c, mustID(t, c), "write_file", `{"path":"x","text":"y"}`); got != "" {
+				t.Fatalf("the accepted one: %s", got)
+			}
+		}, vault.CodeToolQuarantined},
+		{"the server is removed", false, func(t *testing.T, c *Catalogue) {
+			if err := c.Remove(t.Context(), "files"); err != nil {
+				t.Fatal(err)
+			}
+		}, vault.CodeToolUnknown},
+		{"the server lists what nobody can read", false, func(t *testing.T, c *Catalogue) {
+			observe(t, c, tools(readFile, writeFile, writeFile))
+		}, vault.CodeToolQuarantined},
+		{"an unlisted resource stays unlisted", true, func(*testing.T, *Catalogue) {}, ""},
+		{"an unlisted resource comes onto the list", true, func(t *testing.T, c *Catalogue) {
+			l := tools(readFile, writeFile)
+			l.Resources = raws(`{"uri":"file:///x","name":"x"}`)
+			observe(t, c, l)
+		}, vault.CodeToolQuarantined},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, _, id := pinned(t, filesReg, tools(readFile, writeFile))
+			call := toolCall(id, "write_file", `{"path":"x","text":"y"}`)
+			if tt.resource {
+				call = resource
+				call.Target.Server = id
+			}
+			tool, err := c.Resolve(t.Context(), call, &vault.Grant{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.change(t, c)
+			if got := code(t, c.Recheck(t.Context(), &tool)); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// mustID returns the id of the server files.
+func mustID(t *testing.T, c *Catalogue) vault.ServerID {
+	t.Helper()
+	s, err := c.Server("files")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.ID
+}
+
 func TestRegister(t *testing.T) {
 	c := open(t, &memStore{})
 	reg := registration(t, filesReg)
