@@ -108,24 +108,51 @@ func (s *Session) Expires() time.Time {
 	return s.expires
 }
 
-// Sign fills in call.Credential but for the binding. The call must not change
-// afterwards.
+// Sign proves a call with a MAC. It fills in call.Credential but for the binding. The
+// call must not change afterwards.
 func (s *Session) Sign(call *vault.Call) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	cred, err := s.next(call)
+	if err != nil {
+		return err
+	}
+	s.mac.Reset()
+	s.mac.Write(s.buf)
+	cred.MAC = s.mac.Sum(make([]byte, 0, sha256.Size))
+	call.Credential = cred
+	return nil
+}
+
+// SignCall proves a call like [Session.Sign], with a signature of the holder instead
+// of a MAC: third parties can verify it, and a capability can demand it ([Link.SignAt]).
+func (s *Session) SignCall(call *vault.Call) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cred, err := s.next(call)
+	if err != nil {
+		return err
+	}
+	if cred.Signature, err = sign(s.Key, s.buf); err != nil {
+		return fmt.Errorf("sign call: %w", err)
+	}
+	call.Credential = cred
+	return nil
+}
+
+// next returns the credential of the next call without its proof, and leaves in s.buf
+// what the proof covers; s.mu is held.
+func (s *Session) next(call *vault.Call) (vault.Credential, error) {
 	if s.mac == nil {
-		return errors.New("sign call: the session is not open")
+		return vault.Credential{}, errors.New("sign call: the session is not open")
 	}
 	s.seq++
 	nonce := make([]byte, nonceBytes)
 	rand.Read(nonce)
 	last := &s.Chain.links[len(s.Chain.links)-1]
 	s.buf = appendCall(s.buf[:0], s.Chain.links[0].Audience, s.id[:], s.seq, &last.id, call, nonce)
-	s.mac.Reset()
-	s.mac.Write(s.buf)
-	call.Credential = vault.Credential{
+	return vault.Credential{
 		Chain: s.Chain.raw, Binding: call.Credential.Binding,
-		Session: slices.Clone(s.id[:]), Seq: s.seq, MAC: s.mac.Sum(make([]byte, 0, sha256.Size)), Nonce: nonce,
-	}
-	return nil
+		Session: slices.Clone(s.id[:]), Seq: s.seq, Nonce: nonce,
+	}, nil
 }

@@ -200,6 +200,12 @@ func TestSession(t *testing.T) {
 			cr.MAC = nil
 			cr.Signature = ed25519.Sign(w.agent, appendCall(nil, testAudience, cr.Session, cr.Seq, &leaf, c, cr.Nonce))
 		}, ""},
+		{"a stranger's signature instead of the MAC", func(w *world, c *vault.Call) {
+			cr := &c.Credential
+			leaf := w.mint(w.root(Rule{Any: true})).IDs()[0]
+			cr.MAC = nil
+			cr.Signature = ed25519.Sign(seeded("stranger"), appendCall(nil, testAudience, cr.Session, cr.Seq, &leaf, c, cr.Nonce))
+		}, vault.CodeProof},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -396,6 +402,30 @@ func TestES256(t *testing.T) {
 	}
 	if _, err := v.Verify(t.Context(), call); err != nil {
 		t.Errorf("session: %v", err)
+	}
+}
+
+// A call in a session can carry a signature, which counts for its sequence number too.
+func TestSignedInSession(t *testing.T) {
+	for name, key := range map[string]crypto.Signer{"Ed25519": seeded("agent"), "ES256": seededP256(t, "agent")} {
+		w := newWorld(t)
+		l := w.root(Rule{Any: true})
+		l.Holder = HeldBy(keyOf(t, key))
+		v, c := w.verifier(), w.mint(l)
+		s := w.open(v, c, key)
+		call := newCall(`{}`)
+		if err := s.SignCall(call); err != nil {
+			t.Fatal(err)
+		}
+		if g, err := v.Verify(t.Context(), call); err != nil || g.Proof != vault.ProofSignature {
+			t.Errorf("%s: %q, %v", name, g.Proof, err)
+		}
+		if _, err := v.Verify(t.Context(), call); code(err) != vault.CodeProof {
+			t.Errorf("%s, again: %v", name, err)
+		}
+	}
+	if err := new(Session).SignCall(newCall(`{}`)); err == nil {
+		t.Error("signed without a session")
 	}
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"net"
 	"net/http"
 	"strings"
@@ -111,6 +112,9 @@ func (d *Daemon) credentialOf(r *http.Request) (vault.Credential, error) {
 		b.DPoP = proof.Thumbprint()
 	}
 	if !ok {
+		if strings.HasPrefix(r.Header.Get("Authorization"), dpopScheme) {
+			return vault.Credential{}, vault.NewDenial(vault.CodeProof, "", errors.New("no DPoP proof is checked at this door"))
+		}
 		return vault.Credential{}, vault.NewDenial(vault.CodeCapabilityMissing, "", nil)
 	}
 	chain, err := capability.DecodeText(token)

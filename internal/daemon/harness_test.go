@@ -205,6 +205,7 @@ type record struct {
 		Grade   string  `json:"grade"`
 		Proof   string  `json:"proof"`
 		Intent  *uint64 `json:"intent_idx"`
+		SameUID bool    `json:"same_uid"`
 	} `json:"leaf"`
 	Fields map[string]string `json:"fields"`
 }

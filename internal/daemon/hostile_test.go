@@ -3,7 +3,6 @@ package daemon_test
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -235,24 +234,10 @@ func TestBadTokens(t *testing.T) {
 	other := startDaemon(t, func(c *daemon.Config) { c.Listen.Bearer = true })
 	other.addURL("up", u.url)
 	// A daemon of another cluster that trusts the same issuer: its keys are a copy.
+	keys := copiedKeys(t, r)
 	cousin := startDaemon(t, func(c *daemon.Config) {
 		c.Listen.Bearer = true
-		if err := os.CopyFS(filepath.Join(c.Data, "keys"), os.DirFS(filepath.Join(r.conf.Data, "keys"))); err != nil {
-			t.Fatal(err)
-		}
-		if err := filepath.WalkDir(c.Data, func(path string, _ os.DirEntry, err error) error {
-			info, serr := os.Stat(path)
-			if err = errors.Join(err, serr); err != nil {
-				return err
-			}
-			mode := os.FileMode(0o600)
-			if info.IsDir() {
-				mode = 0o700
-			}
-			return os.Chmod(path, mode)
-		}); err != nil {
-			t.Fatal(err)
-		}
+		keys(c)
 	})
 	cousin.addURL("up", u.url)
 
