@@ -34,6 +34,7 @@ type Revocations struct {
 	tasks   map[vault.TaskID]time.Time
 	issuers map[string]time.Time
 	all     time.Time // chains issued up to then are revoked
+	ids     filter    // of all four sets
 
 	watches map[vault.Digest]*watch // by chain
 	sweep   int                     // number of watches at which expired ones are dropped
@@ -85,6 +86,14 @@ func (r *Revocations) Add(v Revocation) error {
 	case v.At.After(r.all):
 		r.all = v.At
 	}
+	if r.ids.full() {
+		r.ids = newFilter(len(r.links) + len(r.agents) + len(r.tasks) + len(r.issuers))
+		for old := range r.each {
+			r.index(old)
+		}
+	} else {
+		r.index(v)
+	}
 	r.epoch.Add(1)
 	for _, w := range r.watches {
 		if !w.closed && r.covers(&w.subject) {
@@ -104,26 +113,52 @@ func put[K comparable](m *map[K]time.Time, k K, at time.Time) {
 	}
 }
 
+// index adds what v names to r.ids; r.mu is held.
+func (r *Revocations) index(v Revocation) {
+	switch {
+	case !v.Link.IsZero():
+		r.ids.add(hashOf(&v.Link))
+	case v.Agent != "":
+		r.ids.add(r.ids.hash(string(v.Agent)))
+	case v.Task != "":
+		r.ids.add(r.ids.hash(string(v.Task)))
+	case v.Issuer != "":
+		r.ids.add(r.ids.hash(v.Issuer))
+	}
+}
+
+// each yields all revocations in no order; r.mu is held.
+func (r *Revocations) each(yield func(Revocation) bool) {
+	for k, at := range r.links {
+		if !yield(Revocation{Link: k, At: at}) {
+			return
+		}
+	}
+	for k, at := range r.agents {
+		if !yield(Revocation{Agent: k, At: at}) {
+			return
+		}
+	}
+	for k, at := range r.tasks {
+		if !yield(Revocation{Task: k, At: at}) {
+			return
+		}
+	}
+	for k, at := range r.issuers {
+		if !yield(Revocation{Issuer: k, At: at}) {
+			return
+		}
+	}
+	if !r.all.IsZero() {
+		yield(Revocation{Everything: true, At: r.all})
+	}
+}
+
 // Export returns all revocations, oldest first.
 func (r *Revocations) Export() []Revocation {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	var out []Revocation
-	for k, at := range r.links {
-		out = append(out, Revocation{Link: k, At: at})
-	}
-	for k, at := range r.agents {
-		out = append(out, Revocation{Agent: k, At: at})
-	}
-	for k, at := range r.tasks {
-		out = append(out, Revocation{Task: k, At: at})
-	}
-	for k, at := range r.issuers {
-		out = append(out, Revocation{Issuer: k, At: at})
-	}
-	if !r.all.IsZero() {
-		out = append(out, Revocation{Everything: true, At: r.all})
-	}
+	out := slices.Collect(r.each)
 	slices.SortFunc(out, func(a, b Revocation) int { return a.At.Compare(b.At) })
 	return out
 }
@@ -136,6 +171,9 @@ func (r *Revocations) covers(s *subject) bool {
 	// Chains carry milliseconds: one issued in the millisecond of the kill is cut.
 	if !r.all.IsZero() && s.issued.UnixMilli() <= r.all.UnixMilli() {
 		return true
+	}
+	if !r.mayCover(s) {
+		return false
 	}
 	if _, ok := r.tasks[s.task]; ok {
 		return true
@@ -150,6 +188,27 @@ func (r *Revocations) covers(s *subject) bool {
 	}
 	for _, id := range s.links {
 		if _, ok := r.links[id]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// mayCover reports false only if no id of s was revoked; r.mu is held.
+func (r *Revocations) mayCover(s *subject) bool {
+	if r.ids.blocks == nil {
+		return false
+	}
+	if r.ids.has(r.ids.hash(string(s.task))) || r.ids.has(r.ids.hash(s.kid)) {
+		return true
+	}
+	for _, a := range s.agents {
+		if r.ids.has(r.ids.hash(string(a))) {
+			return true
+		}
+	}
+	for i := range s.links {
+		if r.ids.has(hashOf(&s.links[i])) {
 			return true
 		}
 	}
