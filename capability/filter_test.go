@@ -39,8 +39,10 @@ func TestManyRevocations(t *testing.T) {
 	check(0)
 	for i := range each {
 		for _, v := range []Revocation{
-			{Link: links[i], At: testStart}, {Agent: vault.AgentID(id("agent", i)), At: testStart},
-			{Task: vault.TaskID(id("task", i)), At: testStart}, {Issuer: id("kid", i), At: testStart},
+			{Link: links[i], At: testStart},
+			{Agent: vault.AgentID(id("agent", i)), At: testStart},
+			{Task: vault.TaskID(id("task", i)), At: testStart},
+			{Issuer: id("kid", i), At: testStart},
 		} {
 			if err := r.Add(v); err != nil {
 				t.Fatal(err)

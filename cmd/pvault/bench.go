@@ -48,7 +48,8 @@ type bench struct {
 	dir      string // for ledgers
 	postgres string // URL of one to measure; "" starts one
 	list     []measured
-	failed   error // of a measurement inside an area
+	cpu      float64 // nanoseconds of CPU time of one step, as each measured last
+	failed   error   // of a measurement inside an area
 }
 
 func (b *bench) add(name string, value float64, unit, baseline string, baselineValue, goal float64) {
@@ -88,7 +89,8 @@ are ` + strings.Join(names, ", ") + `; without one, all of them.
 
 The gateway area starts this program twice more: as a daemon with a ledger in a
 temporary directory, and as an MCP server that answers at once. What else runs on the
-machine is in the numbers, so its load is printed too.`,
+machine is in the numbers, so its load is printed too. The goals of what is mostly
+signatures are in verifications, as one costs here.`,
 		Example: example("pvault bench", "pvault bench gateway --json", "pvault bench gateway --dir /var/tmp --check"),
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

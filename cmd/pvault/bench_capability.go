@@ -42,19 +42,32 @@ func newBenchCapability() (*benchCapability, error) {
 	return b, err
 }
 
-// mint returns a chain of n links whose tool has three constraints.
+// mint returns a chain of n links for the holder's key.
 func (b *benchCapability) mint(n int) (capability.Chain, error) {
 	holder, err := capability.KeyOf(b.holder.Public())
 	if err != nil {
 		return capability.Chain{}, err
 	}
+	return b.mintFor(n, capability.HeldBy(holder), capability.Signer{Key: b.holder})
+}
+
+// benchUID is a local user whose process needs no proof but its socket.
+const benchUID = 1000
+
+// mintPeer returns a chain of n links for a local user, all signed by the issuer.
+func (b *benchCapability) mintPeer(n int) (capability.Chain, error) {
+	return b.mintFor(n, capability.HeldByUID(benchUID), capability.Signer{Key: b.issuer, KID: "bench"})
+}
+
+// mintFor returns a chain of n links whose tool has three constraints.
+func (b *benchCapability) mintFor(n int, holder *capability.Holder, child capability.Signer) (capability.Chain, error) {
 	below := "/srv/invoices"
 	now := time.Now()
 	chain, err := capability.Mint(capability.Link{
 		Tenant: "bench", Principal: "user:bench@example.com", Agent: "spiffe://vault.internal/agent/bench/bench/1",
 		Task: &capability.Task{ID: vault.NewTaskID(), Purpose: "measure"}, Audience: "bench",
 		Issued: capability.InstantOf(now), NotBefore: capability.InstantOf(now), Expires: capability.InstantOf(now.Add(time.Hour)),
-		Depth: capability.Depth(n), Holder: capability.HeldBy(holder), Budgets: &capability.Budgets{Calls: capability.Limit(1000)},
+		Depth: capability.Depth(n), Holder: holder, Budgets: &capability.Budgets{Calls: capability.Limit(1000)},
 		Grants: capability.Grants{vault.KindTool: {b.target: {Args: capability.Args{
 			"/path":     capability.One(capability.Constraint{SubPath: &below}),
 			"/max":      capability.One(capability.Constraint{Int: &capability.IntRange{Min: 1, Max: 1000}}),
@@ -62,9 +75,14 @@ func (b *benchCapability) mint(n int) (capability.Chain, error) {
 		}}}},
 	}, capability.Signer{Key: b.issuer, KID: "bench"})
 	for i := 1; i < n && err == nil; i++ {
-		chain, err = capability.Attenuate(chain, capability.Link{Budgets: &capability.Budgets{Calls: capability.Limit(int64(1000 - i))}}, capability.Signer{Key: b.holder})
+		chain, err = b.narrow(chain, int64(1000-i), child)
 	}
 	return chain, err
+}
+
+// narrow returns the chain with one more link.
+func (b *benchCapability) narrow(chain capability.Chain, calls int64, by capability.Signer) (capability.Chain, error) {
+	return capability.Attenuate(chain, capability.Link{Budgets: &capability.Budgets{Calls: capability.Limit(calls)}}, by)
 }
 
 func (b *benchCapability) call() *vault.Call {
@@ -97,6 +115,42 @@ func (b *benchCapability) signed(chain capability.Chain, known *capability.Verif
 		return nil, err
 	}
 	return p, capability.SignCall(p.call, chain, b.holder, nonce)
+}
+
+// peer prepares a call of a local user for a new verifier.
+func (b *benchCapability) peer(chain capability.Chain) (*benchCall, error) {
+	v, err := capability.New(b.conf)
+	p := &benchCall{verifier: v, call: b.call()}
+	p.call.Credential = vault.Credential{Chain: chain.Bytes(), Binding: vault.Binding{Peer: true, PeerUID: benchUID}}
+	return p, err
+}
+
+// revoked returns a verifier that knows n revoked links.
+func (b *benchCapability) revoked(n int) (*capability.Verifier, error) {
+	conf := b.conf
+	conf.Revocations = new(capability.Revocations)
+	var id vault.Digest
+	for range n {
+		rand.Read(id[:])
+		if err := conf.Revocations.Add(capability.Revocation{Link: id, At: time.Now()}); err != nil {
+			return nil, err
+		}
+	}
+	return capability.New(conf)
+}
+
+// recheck prepares the check of a grant of three links that nobody has seen.
+func (b *benchCapability) recheck(v *capability.Verifier) func() (step, error) {
+	return func() (step, error) {
+		g := &vault.Grant{
+			Chain: vault.Digest{1}, Issuer: "bench", Task: vault.NewTaskID(), Agents: []vault.AgentID{"spiffe://vault.internal/agent/bench/bench/1"},
+			Expires: time.Now().Add(time.Hour), Issued: time.Now(), Links: make([]vault.Digest, 3),
+		}
+		for i := range g.Links {
+			rand.Read(g.Links[i][:])
+		}
+		return func(ctx context.Context) error { return v.Recheck(ctx, g) }, nil
+	}
 }
 
 // capabilityArea measures the check of a capability.
@@ -140,50 +194,123 @@ func (b *bench) capabilityArea(ctx context.Context) error {
 			return nil
 		}, nil
 	})
+	verifyCPU := b.cpu
 	sign := b.each(ctx, func() (step, error) {
 		return func(context.Context) error { ed25519.Sign(c.holder, message); return nil }, nil
 	})
 	garbage := slices.Concat([]byte("\x81\x84\x58\x20"), message)
+	empty, err := c.revoked(0)
+	if err != nil {
+		return err
+	}
+	full, err := c.revoked(benchRevoked)
+	if err != nil {
+		return err
+	}
+	none := b.each(ctx, c.recheck(empty))
+	peers := map[int]capability.Chain{}
+	for _, n := range []int{3, 8} {
+		if peers[n], err = c.mintPeer(n); err != nil {
+			return err
+		}
+	}
+	links := int64(0) // made so far
+	cold := func(n int) func() (step, error) {
+		return func() (step, error) {
+			p, err := c.signed(chains[n], nil)
+			return p.verify, err
+		}
+	}
+	coldPeer := func(n int) func() (step, error) {
+		return func() (step, error) {
+			p, err := c.peer(peers[n])
+			return p.verify, err
+		}
+	}
 	for _, m := range []struct {
 		name     string
 		baseline string
 		base     float64
 		goal     float64
+		cpu      float64 // of the baseline; the CPU time is printed too if it is not zero
 		prepare  func() (step, error)
 	}{
-		{"warm", "one Ed25519 verification", verify, 2_000, func() (step, error) {
+		{"warm", "one Ed25519 verification", verify, 2_000, 0, func() (step, error) {
 			p := &benchCall{known, c.call()}
 			return p.verify, session.Sign(p.call)
 		}},
-		{"signed", "one Ed25519 verification", verify, 60_000, func() (step, error) {
+		{"signed", "one Ed25519 verification", verify, 60_000, 0, func() (step, error) {
 			p, err := c.signed(chains[1], known)
 			return p.verify, err
 		}},
-		{"cold3", "four Ed25519 verifications: three links, one call", 4 * verify, 0, func() (step, error) {
-			p, err := c.signed(chains[3], nil)
+		{"wrong_proof", "one Ed25519 verification", verify, 1.1 * verify, 0, func() (step, error) {
+			p, err := c.signed(chains[1], known)
+			p.call.Credential.Signature[0] ^= 1
+			return p.refused, err
+		}},
+		{"cold3", "three Ed25519 verifications", 3 * verify, 3.3 * verify, 3 * verifyCPU, coldPeer(3)},
+		{"cold8", "eight Ed25519 verifications", 8 * verify, 8.5 * verify, 8 * verifyCPU, coldPeer(8)},
+		{"cold3_signed", "four Ed25519 verifications: three links, one call", 4 * verify, 0, 4 * verifyCPU, cold(3)},
+		{"cold8_signed", "nine Ed25519 verifications: eight links, one call", 9 * verify, 0, 9 * verifyCPU, cold(8)},
+		{"cold3_shared", "two Ed25519 verifications: one new link, one call", 2 * verify, 0, 2 * verifyCPU, func() (step, error) {
+			links++
+			chain, err := c.narrow(chains[3], links, capability.Signer{Key: c.holder})
+			if err != nil {
+				return nil, err
+			}
+			p, err := c.signed(chain, known)
 			return p.verify, err
 		}},
-		{"cold8", "nine Ed25519 verifications: eight links, one call", 9 * verify, 0, func() (step, error) {
-			p, err := c.signed(chains[8], nil)
-			return p.verify, err
-		}},
-		{"mint3", "three Ed25519 signatures", 3 * sign, 0, func() (step, error) {
+		{"mint3", "three Ed25519 signatures", 3 * sign, 1.7 * verify, 0, func() (step, error) {
 			return func(context.Context) error { _, err := c.mint(3); return err }, nil
 		}},
-		{"garbage", "", 0, 0, func() (step, error) {
+		{"revoked", "the same with nothing revoked", none, 150, 0, c.recheck(full)},
+		{"garbage", "", 0, 1_000, 0, func() (step, error) {
 			p := &benchCall{known, c.call()}
 			p.call.Credential.Chain = garbage
-			return func(ctx context.Context) error {
-				if p.verify(ctx) == nil {
-					return errors.New("garbage was accepted")
-				}
-				return nil
-			}, nil
+			return p.refused, nil
 		}},
 	} {
 		b.add("capability."+m.name, b.each(ctx, m.prepare), unitTime, m.baseline, m.base, m.goal)
+		if m.cpu != 0 {
+			b.add("capability."+m.name+"_cpu", b.cpu, unitTime, m.baseline, m.cpu, 0)
+		}
+	}
+	p99, err := c.slowest(ctx, known, session)
+	if err != nil {
+		return err
+	}
+	b.add("capability.warm_p99", p99, unitTime, "one Ed25519 verification", verify, 10_000)
+	return nil
+}
+
+// benchRevoked is how many links are revoked where that is measured.
+const benchRevoked = 1_000_000
+
+// refused expects that the call is refused.
+func (p *benchCall) refused(ctx context.Context) error {
+	if p.verify(ctx) == nil {
+		return errors.New("what should be refused was accepted")
 	}
 	return nil
+}
+
+// slowest times calls in a session one by one and returns the 99th percentile.
+func (b *benchCapability) slowest(ctx context.Context, v *capability.Verifier, s *capability.Session) (float64, error) {
+	const samples = 20_000
+	took := make(times, 0, samples)
+	for range samples {
+		p := &benchCall{v, b.call()}
+		if err := s.Sign(p.call); err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		if err := p.verify(ctx); err != nil {
+			return 0, err
+		}
+		took = append(took, time.Since(start))
+	}
+	return took.percentile(99), nil
 }
 
 // A step is what is measured.
@@ -196,9 +323,10 @@ const (
 )
 
 // each prepares steps outside the clock, runs them in batches, and returns the
-// median time of one. The first failure is kept for the end of the run.
+// median time of one. The CPU time of one is in b.cpu then. The first failure is kept
+// for the end of the run.
 func (b *bench) each(ctx context.Context, prepare func() (step, error)) float64 {
-	var batches times
+	var batches, cpu times
 	for i := range eachBatches + 2 {
 		steps := make([]step, eachBatch)
 		for j := range steps {
@@ -208,7 +336,7 @@ func (b *bench) each(ctx context.Context, prepare func() (step, error)) float64 
 				return 0
 			}
 		}
-		start := time.Now()
+		used, start := ownCPU(), time.Now()
 		for _, s := range steps {
 			if err := s(ctx); err != nil {
 				b.fail(err)
@@ -216,9 +344,10 @@ func (b *bench) each(ctx context.Context, prepare func() (step, error)) float64 
 			}
 		}
 		if i >= 2 { // the first warm up
-			batches = append(batches, time.Since(start))
+			batches, cpu = append(batches, time.Since(start)), append(cpu, ownCPU()-used)
 		}
 	}
+	b.cpu = cpu.percentile(50) / eachBatch
 	return batches.percentile(50) / eachBatch
 }
 
