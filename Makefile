@@ -3,7 +3,8 @@
 # make verify-page  the offline verifier for a browser, ./dist/verify/index.html
 # make test       the tests with the race detector, real servers included; the process
 #                 jail without it, since each jail starts a program built for races anew
-# make test-long  what takes longer than CI allows: 10,000 kills, fuzzing, soak
+# make test-long  what takes longer than CI allows: 10,000 kills, 100,000 calls on a starved
+#                 machine, fuzzing, soak
 # make fuzz       each fuzz target for FUZZTIME
 # make bench      benchmarks with allocations, and pvault bench
 # make depaware   that the binary depends on nothing new, see cmd/pvault/depaware.txt
@@ -34,7 +35,7 @@ test:
 	go test ./internal/sandbox/process
 
 test-long:
-	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField' ./internal/daemon ./internal/ledger
+	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField|Starved' ./internal/daemon ./internal/ledger
 	$(MAKE) fuzz
 
 fuzz:

@@ -15,6 +15,12 @@ import (
 // hand attenuates a capability to a new holder, offline, as an agent does.
 func (h holder) hand(t *testing.T, token string) (holder, string) {
 	t.Helper()
+	return h.handLink(t, token, capability.Link{})
+}
+
+// handLink is hand with more in the link.
+func (h holder) handLink(t *testing.T, token string, link capability.Link) (holder, string) {
+	t.Helper()
 	chain, err := capability.ParseText(token)
 	if err != nil {
 		t.Fatal(err)
@@ -28,7 +34,8 @@ func (h holder) hand(t *testing.T, token string) (holder, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain, err = capability.Attenuate(chain, capability.Link{Holder: capability.HeldBy(key)}, capability.Signer{Key: h.key})
+	link.Holder = capability.HeldBy(key)
+	chain, err = capability.Attenuate(chain, link, capability.Signer{Key: h.key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +110,84 @@ func TestThreeTransfers(t *testing.T) {
 		if n := up.ran(id); n != want {
 			t.Errorf("%s ran %d times", id, n)
 		}
+	}
+	r.wantSound()
+}
+
+// TestSubAgentsShareABudget: sixty-four workers of eight managers of one boss, each with
+// a capability of its own that was made offline, race for the boss's sum, of which no
+// manager may hand out more than a share. Not one payment too many goes through, nor one
+// too few, over a restart in the middle.
+func TestSubAgentsShareABudget(t *testing.T) {
+	const managers, workers, amount, share, all = 8, 8, 90, 2000, 10_000
+	r := startDaemon(t, nil)
+	up := newUpstream(t, "pay")
+	server := r.addURL("up", up.url)
+	id, err := vault.ParseDigest(server.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boss := newHolder(t)
+	root := r.mintBound(strings.Replace(payTask("pay through sixty-four"), ", recipients: 2", "", 1), boss.bind()).Token
+	of := capability.Budgets{Sums: []capability.Sum{{
+		Kind: vault.KindTool, Server: vault.ServerID(id), Name: "pay", Arg: "/n", UnitArg: "/to", Unit: "EUR", Limit: share * 1e6,
+	}}}
+	type worker struct {
+		holder
+		token string
+	}
+	var hands [managers * workers]worker
+	for m := range managers {
+		manager, token := boss.handLink(t, root, capability.Link{Budgets: &of})
+		for w := range workers {
+			hand, token := manager.hand(t, token)
+			hands[m*workers+w] = worker{hand, token}
+		}
+	}
+	race := func(round string, each int) (went int64) {
+		var n atomic.Int64
+		var wg sync.WaitGroup
+		for i, h := range hands {
+			s := h.open(t, r, h.token)
+			wg.Go(func() {
+				for j := range each {
+					id := fmt.Sprintf("m%d-%d-%s-%d", i/workers, i, round, j)
+					args := fmt.Sprintf(`{"id":%q,"n":%d,"to":"EUR"}`, id, amount)
+					_, body := r.post(t, s.sign(t, server.ID, id, "pay", args), id, "pay", args)
+					switch {
+					case !strings.Contains(body, vault.DenialKey):
+						n.Add(1)
+					case !strings.Contains(body, string(vault.CodeCapabilityBudget)):
+						t.Errorf("%s: %s", id, body)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return n.Load()
+	}
+	before := race("a", 1)
+	r.stop()
+	r.start()
+	after := race("b", 2)
+	if before != managers*workers || before+after != all/amount {
+		t.Errorf("%d payments went through before the restart and %d after it, want %d and %d in all", before, after, managers*workers, all/amount)
+	}
+	paid := map[string]int{}
+	for _, e := range up.effects() {
+		manager, _, _ := strings.Cut(e.id, "-")
+		paid[manager] += amount
+		paid["all"] += amount
+	}
+	for who, sum := range paid {
+		if who == "all" && sum != all/amount*amount || who != "all" && sum > share {
+			t.Errorf("%s paid %d", who, sum)
+		}
+	}
+	r.stop()
+	r.start()
+	if n := race("c", 1); n != 0 {
+		t.Errorf("%d more went through after another restart", n)
 	}
 	r.wantSound()
 }
