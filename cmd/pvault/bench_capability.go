@@ -248,10 +248,10 @@ func (b *bench) capabilityArea(ctx context.Context) error {
 			p.call.Credential.Signature[0] ^= 1
 			return p.refused, err
 		}},
-		{"cold3", "three Ed25519 verifications", 3 * verify, 3.3 * verify, 3 * verifyCPU, coldPeer(3)},
-		{"cold8", "eight Ed25519 verifications", 8 * verify, 8.5 * verify, 8 * verifyCPU, coldPeer(8)},
-		{"cold3_signed", "four Ed25519 verifications: three links, one call", 4 * verify, 0, 4 * verifyCPU, cold(3)},
-		{"cold8_signed", "nine Ed25519 verifications: eight links, one call", 9 * verify, 0, 9 * verifyCPU, cold(8)},
+		{"cold3", "four Ed25519 verifications: three links, one call", 4 * verify, 3.3 * verify, 4 * verifyCPU, cold(3)},
+		{"cold8", "nine Ed25519 verifications: eight links, one call", 9 * verify, 8.5 * verify, 9 * verifyCPU, cold(8)},
+		{"cold3_peer", "three Ed25519 verifications", 3 * verify, 0, 3 * verifyCPU, coldPeer(3)},
+		{"cold8_peer", "eight Ed25519 verifications", 8 * verify, 0, 8 * verifyCPU, coldPeer(8)},
 		{"cold3_shared", "two Ed25519 verifications: one new link, one call", 2 * verify, 0, 2 * verifyCPU, func() (step, error) {
 			links++
 			chain, err := c.narrow(chains[3], links, capability.Signer{Key: c.holder})

@@ -92,12 +92,14 @@ func (g *Gateway) recheck(ctx context.Context, f *vault.Facts, d decided, approv
 				return out
 			}
 		}
-		if now := d.decision.Join(g.Autonomy.asks(f)); now.Verdict != d.decision.Verdict || !slices.Equal(now.Groups, d.decision.Groups) {
-			// The level was lowered while the call was on its way, and asks somebody who
-			// has not been asked.
-			out := vault.NewDenial(vault.CodeBusy, "", errors.New("the autonomy of the task was lowered and the call has to be decided again"))
-			out.Retry = vault.RetryAfter
-			return out
+		if level := g.Autonomy.asks(f); level.Verdict != vault.Allow {
+			// The level may have been lowered while the call was on its way, and ask
+			// somebody who has not been asked.
+			if now := d.decision.Join(level); now.Verdict != d.decision.Verdict || !slices.Equal(now.Groups, d.decision.Groups) {
+				out := vault.NewDenial(vault.CodeBusy, "", errors.New("the autonomy of the task was lowered and the call has to be decided again"))
+				out.Retry = vault.RetryAfter
+				return out
+			}
 		}
 		for _, a := range approvals {
 			if err := g.Approver.Recheck(ctx, a, f, d.decision, d.policy); err != nil {
