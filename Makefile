@@ -35,7 +35,8 @@ test:
 	go test ./internal/sandbox/process
 
 test-long:
-	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField|Starved' ./internal/daemon ./internal/ledger
+	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField' ./internal/daemon ./internal/ledger
+	PVAULT_LONG=1 go test -timeout 2h -run Starved -v ./internal/daemon
 	$(MAKE) fuzz
 
 fuzz:
