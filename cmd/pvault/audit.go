@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/evidence"
 	"github.com/pilox/vault/internal/admin"
+	"github.com/pilox/vault/internal/daemon"
 )
 
 func (a *app) audit() *cobra.Command {
@@ -36,14 +38,15 @@ func (a *app) auditTail() *cobra.Command {
 		Use: "tail", Short: "Print events, oldest first", Args: cobra.NoArgs,
 		Long: `Print events, oldest first. To feed another system, start again at the index after the
 last one it has: nothing is lost while it was away. --format cloudevents (CloudEvents 1.0,
-JSON) and syslog (RFC 5424, one line each) hold the record without sensitive fields.`,
+JSON), ocsf (Open Cybersecurity Schema Framework 1.8, JSON) and syslog (RFC 5424) are one
+line each and hold the record without sensitive fields. To have the daemon do this by
+itself, see sinks in vault.yaml.`,
 		Example: example("pvault audit tail --follow", "pvault audit tail --run t-… --disclose --json", "pvault audit tail --class call --phase refused", "pvault audit tail --follow --from 1000 --format syslog"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			write, ok := tailFormats[format]
 			switch {
-			case !ok:
-				return usage{fmt.Errorf("--format %q: want cloudevents or syslog", format)}
-			case write != nil && (disclose || a.json):
+			case format != "" && !slices.Contains(daemon.EventForms, format):
+				return usage{fmt.Errorf("--format %q: want %s", format, strings.Join(daemon.EventForms, ", "))}
+			case format != "" && (disclose || a.json):
 				return usage{errors.New("--format goes with neither --disclose nor --json")}
 			}
 			client, _, err := a.client()
@@ -55,8 +58,12 @@ JSON) and syslog (RFC 5424, one line each) hold the record without sensitive fie
 				if ok, err := keep.takes(e); !ok || err != nil {
 					return err
 				}
-				if write != nil {
-					return write(a.out, e)
+				if format != "" {
+					line, err := daemon.FormatEvent(format, e)
+					if err == nil {
+						_, err = fmt.Fprintf(a.out, "%s\n", line)
+					}
+					return err
 				}
 				if a.json {
 					_, err := fmt.Fprintf(a.out, "%s\n", e)
@@ -73,7 +80,7 @@ JSON) and syslog (RFC 5424, one line each) hold the record without sensitive fie
 	f.BoolVar(&disclose, "disclose", false, "also the sensitive fields")
 	f.StringSliceVar(&keep.classes, "class", nil, "only these classes, such as call,approval")
 	f.StringSliceVar(&keep.phases, "phase", nil, "only these phases, such as refused")
-	f.StringVar(&format, "format", "", "cloudevents or syslog")
+	f.StringVar(&format, "format", "", "form of another system: "+strings.Join(daemon.EventForms, ", "))
 	return c
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pilox/vault/internal/admin"
 )
 
 func (a *app) status() *cobra.Command {
@@ -48,10 +50,31 @@ func (a *app) status() *cobra.Command {
 				for i := range s.Anchors {
 					fmt.Fprintf(w, "  %-13s %s\n", "anchor", anchorLine(&s.Anchors[i]))
 				}
+				for i := range s.Sinks {
+					fmt.Fprintf(w, "  %-13s %s\n", "sink", sinkLine(&s.Sinks[i]))
+				}
 				for _, note := range s.Warnings {
 					fmt.Fprintf(w, "  %-13s %s\n", "note", note)
 				}
 			})
 		},
 	}
+}
+
+// sinkLine is a receiver of events in a line.
+func sinkLine(s *admin.Sink) string {
+	line := fmt.Sprintf("%s (%s): up to date", s.Name, s.Kind)
+	if s.Lag > 0 {
+		line = fmt.Sprintf("%s (%s): %d events behind", s.Name, s.Kind, s.Lag)
+	}
+	if !s.At.IsZero() {
+		line += ", delivered last " + s.At.Local().Format("2006-01-02 15:04:05")
+	}
+	if s.Refused > 0 {
+		line += fmt.Sprintf(", %d dropped by the receiver", s.Refused)
+	}
+	if s.Error != "" {
+		line += ": " + visible(s.Error)
+	}
+	return line
 }

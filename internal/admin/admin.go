@@ -55,6 +55,8 @@ type Status struct {
 	Warnings  []string  `json:"warnings"`
 	// Anchors says how far those are who vouch for the ledger; nil if nobody is asked.
 	Anchors []Anchor `json:"anchors,omitempty"`
+	// Sinks says how far each receiver of events is; nil if there is none.
+	Sinks []Sink `json:"sinks,omitempty"`
 	// ApprovalKey signs questions; what a person answers must verify under it.
 	ApprovalKey []byte `json:"approval_key"`
 	// SessionKey signs the gateway's half of a session; holders of keys pin it.
@@ -197,6 +199,17 @@ type Anchor struct {
 	Lag    uint64    `json:"lag"`             // records since
 	At     time.Time `json:"at,omitzero"`     // when it did
 	Error  string    `json:"error,omitempty"` // of the last attempt, if that failed
+}
+
+// A Sink says how far a receiver of events is.
+type Sink struct {
+	Name    string    `json:"name"`
+	Kind    string    `json:"kind"`
+	Next    uint64    `json:"next"`              // first event that it has not got
+	Lag     uint64    `json:"lag"`               // events since
+	At      time.Time `json:"at,omitzero"`       // when it last got something since the daemon started
+	Error   string    `json:"error,omitempty"`   // of the last attempt, if that failed
+	Refused uint64    `json:"refused,omitempty"` // events that it dropped and said so
 }
 
 // A Frame is one piece of a streamed answer. Exactly one member is set.

@@ -38,6 +38,7 @@ func (d *Daemon) status() admin.Status {
 		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Rules: d.rules(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
 		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls, Tiles: d.listeners.tiles, Anchors: d.anchorStatus(),
+		Sinks: d.sinkStatus(),
 	}
 }
 
@@ -68,6 +69,7 @@ func (d *Daemon) warnings() []string {
 	if s := d.policy.Status(); s.Err != nil {
 		w = append(w, fmt.Sprintf("the policy in force is %v old, because the last reload failed: %v", s.Age.Round(time.Second), s.Err))
 	}
+	w = append(w, d.conf.sinkWarnings()...)
 	if d.keeps != "" {
 		w = append(w, d.keeps)
 	}

@@ -60,6 +60,7 @@ type Config struct {
 	Ledger    Ledger    `yaml:"ledger"`    //
 	Anchor    Anchor    `yaml:"anchor"`    // who vouches for the ledger's checkpoints
 	Tiles     Tiles     `yaml:"tiles"`     // the ledger as a transparency log over HTTP
+	Sinks     []Sink    `yaml:"sinks"`     // where events are shipped to
 	Policy    Policy    `yaml:"policy"`    //
 	Approvals Approvals `yaml:"approvals"` //
 	Exchange  Exchange  `yaml:"exchange"`  //
@@ -182,20 +183,24 @@ func LoadConfig(path string, getenv func(string) string) (Config, error) {
 		if c, err = ParseConfig(b); err != nil {
 			return Config{}, fmt.Errorf("%s: %w", path, err)
 		}
+		dir, err := filepath.Abs(filepath.Dir(path))
+		if err != nil {
+			return Config{}, fmt.Errorf("%s: %w", path, err)
+		}
 		for i, bundle := range c.Policy.Bundles {
 			if !filepath.IsAbs(bundle.Dir) {
-				c.Policy.Bundles[i].Dir = filepath.Join(filepath.Dir(path), bundle.Dir)
+				c.Policy.Bundles[i].Dir = filepath.Join(dir, bundle.Dir)
 			}
 		}
 		for id, key := range c.Policy.Keys {
 			if !filepath.IsAbs(key.File) {
-				key.File = filepath.Join(filepath.Dir(path), key.File)
+				key.File = filepath.Join(dir, key.File)
 				c.Policy.Keys[id] = key
 			}
 		}
 		for _, p := range c.files() {
 			if *p != "" && !filepath.IsAbs(*p) && !strings.Contains(*p, "://") {
-				*p = filepath.Join(filepath.Dir(path), *p)
+				*p = filepath.Join(dir, *p)
 			}
 		}
 	}
@@ -300,7 +305,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}, Sink{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -461,6 +466,9 @@ func (c *Config) check() error {
 	if _, err := c.Autonomy.levels(); err != nil {
 		return err
 	}
+	if err := c.checkSinks(); err != nil {
+		return err
+	}
 	return c.checkListen()
 }
 
@@ -476,6 +484,9 @@ func (c *Config) files() []*string {
 	}
 	for i := range x.Grants {
 		out = append(out, &x.Grants[i].Task)
+	}
+	for i := range c.Sinks {
+		out = append(out, &c.Sinks[i].File, &c.Sinks[i].Headers, &c.Sinks[i].CA)
 	}
 	return out
 }

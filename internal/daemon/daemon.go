@@ -39,6 +39,7 @@ import (
 	"github.com/pilox/vault/internal/oauth"
 	"github.com/pilox/vault/internal/policy"
 	"github.com/pilox/vault/internal/sandbox/process"
+	"github.com/pilox/vault/internal/sink"
 	"github.com/pilox/vault/internal/store"
 	"github.com/pilox/vault/internal/tool"
 )
@@ -67,6 +68,7 @@ type Daemon struct {
 	lease     *lease
 	ledger    *ledger.Ledger
 	anchors   *anchor.Anchorer // nil if nobody is asked
+	sinks     *sink.Sinks      // nil if nothing is shipped
 	jail      *process.Runner
 	catalogue *tool.Catalogue
 	verifier  *capability.Verifier
@@ -126,6 +128,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		{"sandbox", d.openSandbox},
 		{"ledger", d.openLedger},
 		{"anchors", d.openAnchors},
+		{"sinks", d.openSinks},
 		{"capabilities", d.openCapabilities},
 		{"servers", d.openServers},
 		{"policy", d.openPolicy},
@@ -291,7 +294,7 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 	}
 	d.ledger, err = ledger.Open(ctx, ledger.Config{
 		Store:          rows,
-		Origin:         d.conf.Domain + "/" + d.conf.Tenant + "/" + d.cluster,
+		Origin:         d.origin(),
 		Key:            key,
 		Keys:           fieldKeys{d.keys},
 		CheckpointFile: d.path("checkpoint"),
@@ -306,6 +309,9 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 	d.onClose(d.ledger.Close)
 	return nil
 }
+
+// origin names the ledger.
+func (d *Daemon) origin() string { return d.conf.Domain + "/" + d.conf.Tenant + "/" + d.cluster }
 
 func (d *Daemon) openCapabilities(context.Context) error {
 	root, err := d.keys.Signer(keystore.TenantRoot)

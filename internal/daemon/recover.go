@@ -231,8 +231,13 @@ func (d *Daemon) recordStart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	leaving := map[string][]string{}
+	for _, s := range d.conf.Sinks {
+		leaving[s.Name+" ("+s.Kind+")"] = s.leaving()
+	}
 	note, err := json.Marshal(map[string]any{
-		"anchor":  key, // announced under the ledger's key before it signs anything
+		"sinks":   leaving, // each with the sensitive fields that leave by it
+		"anchor":  key,     // announced under the ledger's key before it signs anything
 		"version": Version,
 		"sandbox": d.jail.Report(),
 		"policy":  d.policy.Revision(),
@@ -254,6 +259,9 @@ func (d *Daemon) background() {
 	d.keep()
 	if d.anchors != nil {
 		d.work.Go(func() { d.anchors.Run(d.ctx) })
+	}
+	if d.sinks != nil {
+		d.work.Go(func() { d.sinks.Run(d.ctx) })
 	}
 	d.everyMinute("sum of refusals", d.gateway.FlushStrangers)
 	d.everyMinute("expiry of tasks", d.expireTasks)

@@ -140,8 +140,8 @@ func (d *Daemon) show(spec *sandbox.Spec, read, write []string) error {
 
 // foreign returns where path really is, unless a sandbox would see something of
 // Vault's own there, also by way of a link or a directory above it: its data, the
-// socket on which it takes its guests' uid for the operator's, or, to write, the
-// policy that decides about them.
+// socket on which it takes its guests' uid for the operator's, what its sinks write
+// and the credentials they use, or, to write, the policy that decides about them.
 func (d *Daemon) foreign(path string, write bool) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", invalid(fmt.Errorf("%s: want an absolute path", path))
@@ -151,6 +151,14 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 		return "", invalid(err)
 	}
 	own := []string{d.conf.Data, d.conf.Socket()}
+	for _, s := range d.conf.Sinks {
+		if s.File != "" {
+			own = append(own, filepath.Dir(s.File)) // also what was moved aside there
+		}
+		if s.Headers != "" {
+			own = append(own, s.Headers)
+		}
+	}
 	if write {
 		for _, b := range d.conf.Policy.Bundles {
 			own = append(own, b.Dir)

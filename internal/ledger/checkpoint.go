@@ -21,7 +21,7 @@ func (l *Ledger) Checkpoint(ctx context.Context) ([]byte, error) { return l.chec
 func (l *Ledger) checkpoint(ctx context.Context, keep bool) ([]byte, error) {
 	l.cpMu.Lock()
 	defer l.cpMu.Unlock()
-	head, _ := l.head()
+	head, _ := l.Watch()
 	if head.Size != l.cp.Size {
 		next := evidence.Checkpoint{Origin: l.cfg.Origin, Size: head.Size, Root: head.Root}
 		if err := l.consistent(ctx, next); err != nil {
@@ -50,7 +50,7 @@ func (l *Ledger) checkpoint(ctx context.Context, keep bool) ([]byte, error) {
 // Consistency proves that the ledger with newer leaves continues the one with
 // older. Both must be on disk.
 func (l *Ledger) Consistency(ctx context.Context, older, newer uint64) ([]vault.Digest, error) {
-	if head, _ := l.head(); older > newer || newer > head.Size {
+	if head, _ := l.Watch(); older > newer || newer > head.Size {
 		return nil, fmt.Errorf("prove consistency of %d with %d: the ledger has %d", newer, older, head.Size)
 	}
 	if older == 0 || older == newer {

@@ -296,7 +296,7 @@ type Record struct {
 // unless run is empty, with their fields opened if open is set.
 func (l *Ledger) Records(ctx context.Context, from, to uint64, run vault.TaskID, open bool) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
-		head, _ := l.head()
+		head, _ := l.Watch()
 		to := min(to, head.Size)
 		for e, err := range l.entries(ctx, from, to, run) {
 			var r Record
@@ -329,7 +329,7 @@ func (l *Ledger) record(ctx context.Context, e *evidence.Entry, open bool) (Reco
 func (l *Ledger) Tail(ctx context.Context, from uint64, run vault.TaskID, open bool) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		for {
-			head, grown := l.head()
+			head, grown := l.Watch()
 			for r, err := range l.Records(ctx, from, head.Size, run, open) {
 				if err != nil && ctx.Err() != nil {
 					return

@@ -248,12 +248,13 @@ func (l *Ledger) VerifierKey() string { return l.verifier }
 
 // Head returns the ledger as it is on disk.
 func (l *Ledger) Head() evidence.Head {
-	h, _ := l.head()
+	h, _ := l.Watch()
 	return h
 }
 
-// head returns the durable head and a channel that is closed when it moves.
-func (l *Ledger) head() (evidence.Head, <-chan struct{}) {
+// Watch returns the ledger as it is on disk and a channel that is closed when it
+// grows.
+func (l *Ledger) Watch() (evidence.Head, <-chan struct{}) {
 	l.durableMu.Lock()
 	defer l.durableMu.Unlock()
 	return l.durable, l.grown

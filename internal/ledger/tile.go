@@ -20,7 +20,7 @@ func (l *Ledger) Published() (note []byte, size uint64) {
 // HashTile returns the hashes of a tile of height 8: tile.W hashes of level 8*tile.L
 // from tile.N*256 on. All that it covers must be on disk.
 func (l *Ledger) HashTile(ctx context.Context, tile tlog.Tile) ([]byte, error) {
-	head, _ := l.head()
+	head, _ := l.Watch()
 	p := l.prover(head.Size)
 	b, err := tlog.ReadTileData(tile, tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
 		out := make([]tlog.Hash, len(indexes))

@@ -1,7 +1,6 @@
-package main
+package daemon
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -39,25 +38,32 @@ func TestTailFormats(t *testing.T) {
 				t.Fatal(err)
 			}
 			raw := fmt.Appendf(nil, `{"leaf":%s,"hash":"%v","fields":{"args":"a secret"}}`, leaf, evidence.HashLeaf(leaf))
-			for name, write := range tailFormats {
-				if write == nil {
-					continue
-				}
-				var b bytes.Buffer
-				if err := write(&b, raw); err != nil {
+			for _, name := range EventForms {
+				b, err := FormatEvent(name, raw)
+				if err != nil {
 					t.Fatal(err)
 				}
-				line, rest, ended := strings.Cut(b.String(), "\n")
-				if !ended || rest != "" || strings.Contains(line, "a secret") {
-					t.Fatalf("%s: %q", name, b.String())
+				line := string(b)
+				if strings.ContainsAny(line, "\n\r") || strings.Contains(line, "a secret") {
+					t.Fatalf("%s: %q", name, line)
 				}
 				var got []byte
-				if name == "syslog" {
+				switch name {
+				case "syslog":
 					if !header.MatchString(line) || !strings.HasPrefix(line, tt.priority) {
 						t.Fatalf("syslog header of %q", line)
 					}
 					got = []byte(line[strings.Index(line, " - {")+3:])
-				} else {
+				case "ocsf":
+					var e struct {
+						ClassUID int    `json:"class_uid"`
+						RawData  string `json:"raw_data"`
+					}
+					if err := json.Unmarshal(b, &e); err != nil || e.ClassUID != 6003 {
+						t.Fatalf("%s: %v", line, err)
+					}
+					got = []byte(e.RawData)
+				default:
 					var e map[string]json.RawMessage
 					if err := json.Unmarshal([]byte(line), &e); err != nil {
 						t.Fatal(err)
@@ -74,39 +80,4 @@ func TestTailFormats(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestTailFilter: a filter takes what it names, and without a name everything.
-func TestTailFilter(t *testing.T) {
-	e := json.RawMessage(`{"leaf":{"class":"call","phase":"refused"}}`)
-	for _, tt := range []struct {
-		filter eventFilter
-		want   bool
-	}{
-		{eventFilter{}, true},
-		{eventFilter{classes: []string{"task", "call"}}, true},
-		{eventFilter{phases: []string{"refused"}}, true},
-		{eventFilter{classes: []string{"task"}}, false},
-		{eventFilter{classes: []string{"call"}, phases: []string{"done"}}, false},
-	} {
-		if got, err := tt.filter.takes(e); got != tt.want || err != nil {
-			t.Errorf("%+v: %v, %v", tt.filter, got, err)
-		}
-	}
-}
-
-// FuzzTailFormats: whatever an event holds, a form of it is one line or an error.
-func FuzzTailFormats(f *testing.F) {
-	f.Add([]byte(`{"leaf":{},"hash":""}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		for name, write := range tailFormats {
-			var b bytes.Buffer
-			if write == nil || write(&b, raw) != nil {
-				continue
-			}
-			if strings.Count(b.String(), "\n") != 1 {
-				t.Fatalf("%s: %q", name, b.String())
-			}
-		}
-	})
 }
