@@ -8,7 +8,7 @@ import (
 )
 
 // Required reports whether PVAULT_REQUIRE, a comma list, names what: node, npm,
-// chromium, python, sandbox, conformance, postgres, ocsf and the like. Where it does, a test that lacks it fails instead of
+// chromium, python, sandbox, conformance, postgres, ocsf, collector and the like. Where it does, a test that lacks it fails instead of
 // being skipped.
 func Required(what string) bool {
 	return slices.Contains(strings.Split(os.Getenv("PVAULT_REQUIRE"), ","), what)
