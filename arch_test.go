@@ -41,6 +41,7 @@ var owners = map[string][]string{
 	"github.com/spf13/cobra":                   {"cmd/pvault"},
 	"github.com/spiffe/go-spiffe/v2":           {"internal/identity"},
 	"github.com/go-jose/go-jose/v4":            {"internal/oauth", "internal/aat"},
+	"github.com/prometheus":                    {"internal/telemetry"},
 	"go.opentelemetry.io/proto/slim/otlp":      {"internal/sink"},
 }
 

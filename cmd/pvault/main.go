@@ -130,7 +130,7 @@ Start with: pvault tour`,
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVar(&a.quiet, "quiet", false, "print no progress")
 	root.AddCommand(
-		a.up(), a.tour(), a.status(), a.doctor(), a.initialise(),
+		a.up(), a.tour(), a.status(), a.metrics(), a.doctor(), a.initialise(),
 		a.server(), a.mcp(), a.call(), a.runCommand(), a.capability(),
 		a.policy(), a.approve(), a.audit(), a.bench(), a.benchStub(), a.schema(), a.store(), a.version(), a.probe(),
 	)

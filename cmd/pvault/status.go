@@ -43,6 +43,9 @@ func (a *app) status() *cobra.Command {
 				} {
 					fmt.Fprintf(w, "  %-13s %s\n", line[0], line[1])
 				}
+				if s.Metrics != "" {
+					fmt.Fprintf(w, "  %-13s http://%s/metrics\n", "metrics", s.Metrics)
+				}
 				if r := s.Rules; r != nil {
 					fmt.Fprintf(w, "  %-13s %.16s, %s old, %d answers, %d in shadow of which %d would be stricter\n", "policy", s.Policy,
 						time.Duration(r.Age)*time.Second, r.Evaluated, r.Shadowed, r.Mismatches)

@@ -57,6 +57,8 @@ type Status struct {
 	Anchors []Anchor `json:"anchors,omitempty"`
 	// Sinks says how far each receiver of events is; nil if there is none.
 	Sinks []Sink `json:"sinks,omitempty"`
+	// Metrics is the address where Prometheus finds metrics, "" if there is none.
+	Metrics string `json:"metrics,omitempty"`
 	// ApprovalKey signs questions; what a person answers must verify under it.
 	ApprovalKey []byte `json:"approval_key"`
 	// SessionKey signs the gateway's half of a session; holders of keys pin it.
@@ -297,6 +299,10 @@ type Backend interface {
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)
+	// Metrics writes metrics in the text format of Prometheus, Samples returns them as
+	// a list of names, labels and values.
+	Metrics(ctx context.Context, w io.Writer) error
+	Samples(ctx context.Context) (json.RawMessage, error)
 	// Anchor asks everybody who vouches for the ledger now and says how far they are.
 	Anchor(ctx context.Context) ([]Anchor, error)
 	Export(ctx context.Context, r ExportRequest, w io.Writer) error

@@ -137,6 +137,15 @@ func (s *API) Handler() http.Handler {
 		}
 		s.write(w, "text/plain; charset=utf-8", proof)
 	})
+	mux.HandleFunc("GET /v1/metrics", func(w http.ResponseWriter, r *http.Request) {
+		var buf bytes.Buffer
+		if err := b.Metrics(r.Context(), &buf); err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		s.write(w, "text/plain; version=0.0.4; charset=utf-8", buf.Bytes())
+	})
+	mux.HandleFunc("GET /v1/samples", reply(s, func(r *http.Request) (any, error) { return b.Samples(r.Context()) }))
 	mux.HandleFunc("POST /v1/anchor", reply(s, func(r *http.Request) (any, error) { return b.Anchor(r.Context()) }))
 	mux.HandleFunc("GET /v1/export", func(w http.ResponseWriter, r *http.Request) {
 		out := &lateWriter{w: w}

@@ -292,6 +292,14 @@ func (c *Client) Prove(ctx context.Context, index uint64) ([]byte, error) {
 	return c.raw(ctx, "/v1/events/"+strconv.FormatUint(index, 10)+"/proof")
 }
 
+// Metrics returns the metrics in the text format of Prometheus.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) { return c.raw(ctx, "/v1/metrics") }
+
+// Samples returns the metrics as a list of names, labels and values.
+func (c *Client) Samples(ctx context.Context) (list json.RawMessage, err error) {
+	return list, c.json(ctx, http.MethodGet, "/v1/samples", nil, &list)
+}
+
 // Anchor asks everybody who vouches for the ledger now and says how far they are.
 func (c *Client) Anchor(ctx context.Context) (a []Anchor, err error) {
 	return a, c.json(ctx, http.MethodPost, "/v1/anchor", nil, &a)

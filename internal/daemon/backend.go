@@ -38,7 +38,7 @@ func (d *Daemon) status() admin.Status {
 		Grade: d.jail.Grade().String(), Policy: d.policy.Revision().String(), Rules: d.rules(), Approvers: len(d.approvers),
 		OpenAsks: len(d.desk.Pending()), Resident: resident(), Warnings: d.warnings(), ApprovalKey: key,
 		SessionKey: d.verifier.SessionKey().String(), IssuerKey: d.issuerKey(), StatusKey: d.statusKey(), TLS: d.listeners.tls, Tiles: d.listeners.tiles, Anchors: d.anchorStatus(),
-		Sinks: d.sinkStatus(),
+		Sinks: d.sinkStatus(), Metrics: d.listeners.metrics,
 	}
 }
 

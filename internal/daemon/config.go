@@ -67,6 +67,7 @@ type Config struct {
 	Limits    Limits    `yaml:"limits"`    //
 	Sandbox   Sandbox   `yaml:"sandbox"`   //
 	Doors     Doors     `yaml:"doors"`     //
+	Telemetry Telemetry `yaml:"telemetry"` //
 	Autonomy  Autonomy  `yaml:"autonomy"`  // what the autonomy levels of task files mean
 	Log       Log       `yaml:"log"`       //
 
@@ -305,7 +306,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}, Sink{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}, Sink{}, Telemetry{}, MetricsListener{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -469,13 +470,16 @@ func (c *Config) check() error {
 	if err := c.checkSinks(); err != nil {
 		return err
 	}
+	if err := c.Telemetry.check(); err != nil {
+		return err
+	}
 	return c.checkListen()
 }
 
 // files are the paths in c that are relative to vault.yaml.
 func (c *Config) files() []*string {
 	t, x := &c.Listen.TLS, &c.Exchange
-	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses}
+	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses, &c.Telemetry.Metrics.Token}
 	for i := range x.Issuers {
 		out = append(out, &x.Issuers[i].JWKS)
 	}
@@ -502,12 +506,20 @@ func (c *Config) checkListen() error {
 	if c.Listen.HTTP == "off" {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(c.Listen.HTTP)
+	if err := checkLoopback("listen.http", c.Listen.HTTP); err != nil {
+		return fmt.Errorf("%w; other hosts reach listen.tls", err)
+	}
+	return nil
+}
+
+// checkLoopback accepts host:port where the host is this one.
+func checkLoopback(key, address string) error {
+	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("listen.http %q: want host:port or off", c.Listen.HTTP)
+		return fmt.Errorf("%s %q: want host:port", key, address)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("listen.http %q: without TLS only loopback; other hosts reach listen.tls", c.Listen.HTTP)
+		return fmt.Errorf("%s %q: without TLS only loopback", key, address)
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/pilox/vault/internal/sandbox/process"
 	"github.com/pilox/vault/internal/sink"
 	"github.com/pilox/vault/internal/store"
+	"github.com/pilox/vault/internal/telemetry"
 	"github.com/pilox/vault/internal/tool"
 )
 
@@ -69,6 +70,7 @@ type Daemon struct {
 	ledger    *ledger.Ledger
 	anchors   *anchor.Anchorer // nil if nobody is asked
 	sinks     *sink.Sinks      // nil if nothing is shipped
+	metrics   *telemetry.Metrics
 	jail      *process.Runner
 	catalogue *tool.Catalogue
 	verifier  *capability.Verifier
@@ -126,6 +128,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		{"keys", d.openKeys},
 		{"store", d.openStore},
 		{"sandbox", d.openSandbox},
+		{"metrics", d.openMetrics},
 		{"ledger", d.openLedger},
 		{"anchors", d.openAnchors},
 		{"sinks", d.openSinks},
@@ -301,6 +304,7 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 		Confirm:        d.lease.confirm,
 		Anchors:        d.keptAnchors,
 		Witnesses:      witnesses,
+		Committed:      d.metrics.Committed,
 		Log:            d.log,
 	})
 	if err != nil {
@@ -377,6 +381,7 @@ func (d *Daemon) openGateway(context.Context) error {
 		Runner:         &runner{d: d},
 		Recorder:       d.ledger,
 		OutcomeDurable: d.conf.Ledger.outcomeDurable(),
+		Meter:          d.metrics,
 		Tasks:          &gateway.Tasks{MaxInFlight: d.conf.Limits.InFlight},
 		Log:            d.log,
 		ApprovalWait:   d.conf.Approvals.Wait,

@@ -30,6 +30,7 @@ type listeners struct {
 	http    string         // address of the loopback listener, "" for none
 	tls     string         // address of the TLS listener, "" for none
 	tiles   string         // address of the transparency log, "" for none or a socket
+	metrics string         // address of the listener for metrics, "" for none
 	console *console.Console
 }
 
@@ -127,6 +128,11 @@ func (d *Daemon) Listen(ctx context.Context) error {
 	if d.conf.Listen.TLS.Address != "" {
 		if err := d.listenTLS(ctx); err != nil {
 			return fmt.Errorf("listen on %s: %w", d.conf.Listen.TLS.Address, err)
+		}
+	}
+	if d.conf.Telemetry.Metrics.Address != "" {
+		if err := d.listenMetrics(ctx); err != nil {
+			return fmt.Errorf("metrics: %w", err)
 		}
 	}
 	if d.conf.Listen.HTTP == "off" {

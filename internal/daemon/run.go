@@ -159,6 +159,9 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 			own = append(own, s.Headers)
 		}
 	}
+	if t := d.conf.Telemetry.Metrics.Token; t != "" {
+		own = append(own, t)
+	}
 	if write {
 		for _, b := range d.conf.Policy.Bundles {
 			own = append(own, b.Dir)

@@ -44,6 +44,10 @@ type Gateway struct {
 	// CallTime is the longest that a call may run, for budgets of time: it is what a
 	// call reserves. Zero means a minute.
 	CallTime time.Duration
+	// Meter counts calls. Nil: nobody does.
+	Meter Meter
+	// Tracer follows single calls. Nil: nobody does, and it costs nothing.
+	Tracer Tracer
 	// OutcomeDurable says which outcomes must be on disk before the answer
 	// leaves. Nil means none: they are durable at most 20 ms later.
 	OutcomeDurable func(*vault.Facts) bool
@@ -57,17 +61,45 @@ type Gateway struct {
 // other arguments or another caller, is refused.
 func (g *Gateway) Handle(ctx context.Context, call *vault.Call, out vault.Stream) (vault.Result, error) {
 	f := &vault.Facts{Call: call, Grant: new(vault.Grant), Tool: new(vault.Tool)}
+	return g.take(ctx, f, func(ctx context.Context, s *stream) (vault.Result, error) {
+		return g.Runner.Run(ctx, f, s)
+	}, out)
+}
+
+// take verifies a call, runs it through the stages, and lets others watch.
+func (g *Gateway) take(ctx context.Context, f *vault.Facts, run effect, out vault.Stream) (vault.Result, error) {
+	began := time.Now()
+	if g.Tracer != nil {
+		ctx = g.Tracer.Start(ctx, f.Call)
+	}
+	res, err := g.verified(ctx, f, run, out)
+	if g.Tracer != nil {
+		g.Tracer.End(ctx, f, err)
+	}
+	if g.Meter != nil {
+		g.Meter.Call(f, err, time.Since(began))
+	}
+	return res, err
+}
+
+func (g *Gateway) verified(ctx context.Context, f *vault.Facts, run effect, out vault.Stream) (vault.Result, error) {
+	g.stage(ctx, StageVerify)
 	err := guard("verify", func() (err error) {
-		*f.Grant, err = g.Verifier.Verify(ctx, call)
+		*f.Grant, err = g.Verifier.Verify(ctx, f.Call)
 		return err
 	})
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
-	adopt(call, f.Grant)
-	return g.once(ctx, f, func(ctx context.Context, s *stream) (vault.Result, error) {
-		return g.Runner.Run(ctx, f, s)
-	}, out)
+	adopt(f.Call, f.Grant)
+	return g.once(ctx, f, run, out)
+}
+
+// stage tells who follows the call of ctx where it is.
+func (g *Gateway) stage(ctx context.Context, s Stage) {
+	if g.Tracer != nil {
+		g.Tracer.Stage(ctx, s)
+	}
 }
 
 // adopt fills in what the grant says about the caller. What the edge believed
@@ -100,6 +132,7 @@ func (g *Gateway) handle(ctx context.Context, f *vault.Facts, e *entry, run effe
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
+	g.stage(ctx, StageAdmit)
 	admitted, err := g.admit(ctx, f, e, d, approvals)
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
@@ -120,6 +153,7 @@ func (g *Gateway) handle(ctx context.Context, f *vault.Facts, e *entry, run effe
 	s := &stream{g: g, f: f, out: out, obligations: d.decision.Obligations, intent: intent, revoked: revoked}
 	var res vault.Result
 	began := time.Now()
+	g.stage(ctx, StageRun)
 	err = guard("run", func() (err error) {
 		res, err = run(ctx, s)
 		return err
@@ -158,6 +192,7 @@ func (g *Gateway) decide(ctx context.Context, f *vault.Facts) (decided, []vault.
 	if d.decision.Verdict == vault.Allow {
 		return d, nil, nil
 	}
+	g.stage(ctx, StageApprove)
 	approval, err := g.approve(ctx, f, d)
 	if err != nil {
 		return decided{}, nil, err
@@ -168,6 +203,7 @@ func (g *Gateway) decide(ctx context.Context, f *vault.Facts) (decided, []vault.
 // judge joins what the stages say about f. A stage that panics denies.
 func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err error) {
 	err = guard("judge", func() error {
+		g.stage(ctx, StageResolve)
 		if *f.Tool, err = g.Catalogue.Resolve(ctx, f.Call, f.Grant); err != nil {
 			return err
 		}
@@ -183,12 +219,15 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 			v = v.Join(vault.Asked(group, vault.CodeApprovalRequired, "", "the task file demands it"))
 		}
 		v = v.Join(g.Autonomy.asks(f))
+		g.stage(ctx, StageCheck)
 		if v = v.Join(g.Flow.Check(ctx, f)); v.Verdict == vault.Deny {
 			return denial(v)
 		}
+		g.stage(ctx, StageDecide)
 		if v = v.Join(g.Policy.Decide(ctx, f)); v.Verdict == vault.Deny {
 			return denial(v)
 		}
+		g.stage(ctx, StageScan)
 		if v = v.Join(g.Scanner.ScanArgs(ctx, f)); v.Verdict == vault.Deny {
 			return denial(v)
 		}
@@ -334,6 +373,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 		o.phase, o.reason = vault.PhaseFailed, vault.Reason{Code: vault.CodeToolError}
 	}
 	var denied *vault.Denial
+	g.stage(ctx, StageRelease)
 	err := guard("release", func() error {
 		if !res.IsError && !res.Partial && !f.Outside {
 			if err := g.Catalogue.CheckResult(ctx, f.Call, f.Tool, res.Raw); err != nil {

@@ -173,6 +173,9 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 // returns the answer with its place in the ledger. A zero grant is a stranger's.
 func (g *Gateway) Refuse(ctx context.Context, call *vault.Call, grant vault.Grant, d *vault.Denial) *vault.Denial {
 	f := &vault.Facts{Call: call, Grant: &grant, Tool: new(vault.Tool)}
+	if g.Meter != nil {
+		g.Meter.Call(f, d, 0)
+	}
 	return vault.DenialOf(g.refuse(ctx, f, d))
 }
 
@@ -266,6 +269,9 @@ func (s *strangers) count(source string, code vault.Code) {
 
 // CountStranger counts a request that an edge refused before it was a call.
 func (g *Gateway) CountStranger(source string, code vault.Code) {
+	if g.Meter != nil {
+		g.Meter.Stranger(code)
+	}
 	g.Tasks.strangers.count(source, code)
 }
 

@@ -285,7 +285,11 @@ func (l *Ledger) write(ctx context.Context, b *batch) bool {
 		}
 		pause = min(2*pause, maxPause)
 	}
-	l.mean += (time.Since(start) - l.mean) / 8
+	took := time.Since(start)
+	l.mean += (took - l.mean) / 8
+	if l.cfg.Committed != nil {
+		l.cfg.Committed(len(b.entries), took)
+	}
 	l.setHead(b.after)
 	if told {
 		l.recoverFrom(b)

@@ -93,6 +93,9 @@ type Config struct {
 	// Confirm says whether this daemon still serves the ledger; while it returns an
 	// error, Commit denies. Nil: it always does.
 	Confirm func() error
+	// Committed is told of every batch that is on disk: how many events, and how long
+	// the write took. It must return at once. Nil: nobody is.
+	Committed func(events int, took time.Duration)
 	// Log gets what an operator must know. Nil: nothing.
 	Log *slog.Logger
 }
@@ -266,6 +269,14 @@ func (l *Ledger) setHead(h evidence.Head) {
 	l.durable = h
 	close(l.grown)
 	l.grown = make(chan struct{})
+}
+
+// Queue returns how many events have their place and are not on disk yet.
+func (l *Ledger) Queue() uint64 {
+	l.mu.Lock()
+	placed := l.seq.size
+	l.mu.Unlock()
+	return placed - min(l.Head().Size, placed)
 }
 
 // Health returns nil while the ledger takes events, else why not.
