@@ -1,6 +1,7 @@
 package vault_test
 
 import (
+	"encoding/json"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -8,8 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/pilox/vault"
+	"github.com/pilox/vault/evidence"
 )
 
 // TestDocuments holds that there are five documents and no more, and that their
@@ -48,11 +54,76 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
+var testName = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w*`)
+
+// TestControls holds that every row of docs/controls.md has an event that there is
+// and a test that exists, or says that there is none, and that its links lead
+// somewhere.
+func TestControls(t *testing.T) {
+	functions := declared(t)
+	doc := read(t, filepath.Join("docs", "controls.md"))
+	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	for _, m := range link.FindAllStringSubmatch(doc, -1) {
+		if _, err := os.Stat(filepath.Join("docs", filepath.FromSlash(m[1]))); err != nil {
+			t.Errorf("a link to %s: %v", m[1], err)
+		}
+	}
+	leaf := evidence.Leaf{Log: "x", Class: vault.ClassDaemon, Phase: vault.PhaseNoted, Fields: evidence.Fields{N: 1, Root: vault.Digest{1}}, Time: time.Unix(0, 0)}
+	raw, err := leaf.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var members map[string]any
+	if err := json.Unmarshal(raw, &members); err != nil {
+		t.Fatal(err)
+	}
+	code, fields := regexp.MustCompile("`([a-z_]+)`"), regexp.MustCompile(`fields? ([a-z, ]+)`)
+	rows := 0
+	for line := range strings.Lines(doc) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) != 3 || strings.HasPrefix(cells[0], "-") || strings.TrimSpace(cells[2]) == "test" {
+			continue
+		}
+		rows++
+		tests := testName.FindAllString(cells[2], -1)
+		nothing := strings.TrimSpace(cells[1]) == "nothing"
+		if nothing != (len(tests) == 0) {
+			t.Errorf("%s: events without a test, or the other way round", cells[0])
+		}
+		for _, name := range tests {
+			if _, ok := functions[name]; !ok {
+				t.Errorf("%s: %s does not exist", cells[0], name)
+			}
+		}
+		for part := range strings.SplitSeq(cells[1], ";") {
+			class := vault.Class("")
+			for _, m := range code.FindAllStringSubmatch(part, -1) {
+				_, member := members[m[1]]
+				switch {
+				case vault.FieldsOf(vault.Class(m[1])) != nil:
+					class = vault.Class(m[1])
+				case !member:
+					t.Errorf("%s: %s is no class of events and no member of a leaf", cells[0], m[1])
+				}
+			}
+			for _, m := range fields.FindAllStringSubmatch(part, -1) {
+				for field := range strings.SplitSeq(m[1], ",") {
+					if field = strings.TrimSpace(field); !slices.Contains(vault.FieldsOf(class), field) {
+						t.Errorf("%s: an event of class %q has no field %q", cells[0], class, field)
+					}
+				}
+			}
+		}
+	}
+	if rows < 30 {
+		t.Errorf("%d rows: the test looks in the wrong place", rows)
+	}
+}
+
 // TestTestsInTHREATS holds that every test that a claim rests on exists.
 func TestTestsInTHREATS(t *testing.T) {
 	functions := declared(t)
-	test := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z0-9]\w*`)
-	named := test.FindAllString(read(t, "THREATS.md"), -1)
+	named := testName.FindAllString(read(t, "THREATS.md"), -1)
 	if len(named) == 0 {
 		t.Fatal("THREATS.md names no test")
 	}
