@@ -43,6 +43,7 @@ var owners = map[string][]string{
 	"github.com/go-jose/go-jose/v4":            {"internal/oauth", "internal/aat"},
 	"github.com/prometheus":                    {"internal/telemetry"},
 	"go.opentelemetry.io/proto/slim/otlp":      {"internal/sink"},
+	"go.opentelemetry.io/otel":                 {"internal/telemetry"},
 }
 
 // TestLayers holds the one rule of ARCHITECTURE.md: the root imports the standard

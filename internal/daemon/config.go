@@ -306,7 +306,7 @@ func explain(err error) error {
 
 // keysOf lists the keys of one of the structs of Config by its Go name.
 func keysOf(name string) []string {
-	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}, Sink{}, Telemetry{}, MetricsListener{}} {
+	for _, v := range []any{Config{}, Listen{}, Ledger{}, Policy{}, PolicyKey{}, Bundle{}, Signing{}, Hook{}, Approvals{}, Limits{}, Sandbox{}, Autonomy{}, Level{}, Doors{}, Tiles{}, TilesReader{}, Log{}, ListenTLS{}, Exchange{}, TokenIssuer{}, AATIssuer{}, ExchangeGrant{}, Sink{}, Telemetry{}, MetricsListener{}, Traces{}} {
 		t := reflect.TypeOf(v)
 		if t.Name() != name {
 			continue
@@ -479,7 +479,7 @@ func (c *Config) check() error {
 // files are the paths in c that are relative to vault.yaml.
 func (c *Config) files() []*string {
 	t, x := &c.Listen.TLS, &c.Exchange
-	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses, &c.Telemetry.Metrics.Token}
+	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses, &c.Telemetry.Metrics.Token, &c.Telemetry.Traces.Headers, &c.Telemetry.Traces.CA}
 	for i := range x.Issuers {
 		out = append(out, &x.Issuers[i].JWKS)
 	}

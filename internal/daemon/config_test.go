@@ -52,6 +52,14 @@ func TestCompleteConfig(t *testing.T) {
 		{"an issuer without keys", "exchange: {aat: [{issuer: 'https://a'}]}", "want a file"},
 		{"an issuer with keys on a network", "exchange: {aat: [{issuer: 'https://a', jwks: 'https://a/k'}]}", "want a file"},
 		{"an issuer whose tokens nothing is given for", "exchange: {aat: [{issuer: 'https://a', jwks: k}]}", "no grants"},
+		{"a sink over plain HTTP", "sinks: [{name: a, kind: http, url: 'http://siem.example'}]", "want https"},
+		{"a sink into the data directory", "sinks: [{name: a, kind: file, file: /home/u/.local/share/pvault/keys/x.pem}]", "Vault's own"},
+		{"metrics without a token", "telemetry: {metrics: {address: '127.0.0.1:1'}}", "belong together"},
+		{"metrics for the network", "telemetry: {metrics: {address: '0.0.0.0:1', token: /t}}", "only loopback"},
+		{"traces over plain HTTP", "telemetry: {traces: {url: 'http://otel.example'}}", "want https"},
+		{"traces to nowhere", "telemetry: {traces: {sample: 0.5}}", "url is missing"},
+		{"more than all traces", "telemetry: {traces: {url: 'https://otel.example', sample: 1.5}}", "want 0 to 1"},
+		{"a share that is no number", "telemetry: {traces: {url: 'https://otel.example', sample: .nan}}", "want 0 to 1"},
 		{"a tenant that is a path", "tenant: ../x", "tenant"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -71,6 +71,7 @@ type Daemon struct {
 	anchors   *anchor.Anchorer // nil if nobody is asked
 	sinks     *sink.Sinks      // nil if nothing is shipped
 	metrics   *telemetry.Metrics
+	traces    *telemetry.Traces // nil if no call is followed
 	jail      *process.Runner
 	catalogue *tool.Catalogue
 	verifier  *capability.Verifier
@@ -129,6 +130,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 		{"store", d.openStore},
 		{"sandbox", d.openSandbox},
 		{"metrics", d.openMetrics},
+		{"traces", d.openTraces},
 		{"ledger", d.openLedger},
 		{"anchors", d.openAnchors},
 		{"sinks", d.openSinks},
@@ -386,6 +388,9 @@ func (d *Daemon) openGateway(context.Context) error {
 		Log:            d.log,
 		ApprovalWait:   d.conf.Approvals.Wait,
 		Autonomy:       gateway.Autonomy{Levels: gatewayLevels(levels), Strikes: d.conf.Autonomy.Strikes},
+	}
+	if d.traces != nil {
+		d.gateway.Tracer = tracer{d.traces}
 	}
 	d.front, err = mcp.NewFront(mcp.FrontConfig{
 		Gateway:      d.gateway,

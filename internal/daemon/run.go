@@ -159,8 +159,10 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 			own = append(own, s.Headers)
 		}
 	}
-	if t := d.conf.Telemetry.Metrics.Token; t != "" {
-		own = append(own, t)
+	for _, secret := range []string{d.conf.Telemetry.Metrics.Token, d.conf.Telemetry.Traces.Headers} {
+		if secret != "" {
+			own = append(own, secret)
+		}
 	}
 	if write {
 		for _, b := range d.conf.Policy.Bundles {

@@ -12,14 +12,41 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/pilox/vault/internal/console"
+	"github.com/pilox/vault/internal/gateway"
+	"github.com/pilox/vault/internal/sink"
 	"github.com/pilox/vault/internal/telemetry"
 )
 
 // Telemetry says who is told how the daemon fares.
 type Telemetry struct {
 	Metrics MetricsListener `yaml:"metrics"`
+	Traces  Traces          `yaml:"traces"`
+}
+
+// Traces says where spans go. The zero Traces is nowhere.
+type Traces struct {
+	URL     string  `yaml:"url"`     // of an OpenTelemetry collector: https, or http on loopback; "" means no traces
+	Headers string  `yaml:"headers"` // file of mode 0600 with one "Name: value" a line, relative to vault.yaml
+	CA      string  `yaml:"ca"`      // PEM file that the collector's certificate leads to, relative to vault.yaml
+	Sample  float64 `yaml:"sample"`  // share of calls, up to 1; zero means 1
+}
+
+func (c *Traces) check() error {
+	switch {
+	case c.URL == "" && *c != (Traces{}):
+		return errors.New("telemetry.traces: url is missing")
+	case c.URL == "":
+		return nil
+	case !(c.Sample >= 0 && c.Sample <= 1): // so that NaN is refused
+		return fmt.Errorf("telemetry.traces.sample %v: want 0 to 1", c.Sample)
+	}
+	if err := sink.CheckURL(c.URL); err != nil {
+		return fmt.Errorf("telemetry.traces: %w", err)
+	}
+	return nil
 }
 
 // A MetricsListener serves metrics to Prometheus. The zero MetricsListener is none;
@@ -30,6 +57,9 @@ type MetricsListener struct {
 }
 
 func (c *Telemetry) check() error {
+	if err := c.Traces.check(); err != nil {
+		return err
+	}
 	m := &c.Metrics
 	if (m.Address == "") != (m.Token == "") {
 		return errors.New("telemetry.metrics: address and token belong together: no route goes without authentication")
@@ -45,6 +75,46 @@ func (d *Daemon) openMetrics(context.Context) error {
 	d.metrics = telemetry.NewMetrics(d.state)
 	return nil
 }
+
+// openTraces starts to follow calls, if the configuration says where to.
+func (d *Daemon) openTraces(ctx context.Context) error {
+	c := &d.conf.Telemetry.Traces
+	if c.URL == "" {
+		return nil
+	}
+	client, err := sink.NewClient(c.CA, c.Headers)
+	if err != nil {
+		return err
+	}
+	sample := c.Sample
+	if sample == 0 {
+		sample = 1
+	}
+	d.traces, err = telemetry.NewTraces(context.WithoutCancel(ctx), telemetry.TracesConfig{
+		URL: sink.WithPath(c.URL, "/v1/traces"), Client: client, Sample: sample, Log: d.origin(), Version: Version, Logger: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesOnClose)
+		defer cancel()
+		if err := d.traces.Close(ctx); err != nil {
+			d.log.WarnContext(ctx, "traces not delivered", "err", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// tracesOnClose is how long a stop waits for the last spans.
+const tracesOnClose = time.Second
+
+// A tracer follows calls for the gateway.
+type tracer struct{ *telemetry.Traces }
+
+// Stage says that the call of ctx enters a stage.
+func (t tracer) Stage(ctx context.Context, s gateway.Stage) { t.Traces.Stage(ctx, string(s)) }
 
 // state is what the metrics tell of the moment.
 func (d *Daemon) state(context.Context) telemetry.State {

@@ -1,13 +1,16 @@
 package daemon_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pilox/vault"
@@ -132,5 +135,50 @@ func TestMetricsTokenIsSecret(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestCallsAreFollowed: with a collector configured each call is a span with its
+// stages, and without one none is.
+func TestCallsAreFollowed(t *testing.T) {
+	var mu sync.Mutex
+	var got bytes.Buffer
+	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil && r.URL.Path == "/v1/traces" && r.Header.Get("X-Tenant") == "vault" {
+			got.Write(b)
+		}
+	}))
+	t.Cleanup(web.Close)
+	headers := filepath.Join(t.TempDir(), "headers")
+	write(t, headers, "X-Tenant: vault\n")
+	if err := os.Chmod(headers, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, on := range []bool{true, false} {
+		r := startDaemon(t, func(c *daemon.Config) {
+			if on {
+				c.Telemetry.Traces = daemon.Traces{URL: web.URL, Headers: headers}
+			}
+		})
+		u := newUpstream(t, "act")
+		r.addURL("up", u.url)
+		task := r.mint(taskFor("be followed", 100, "up.act: {args: {text: {max_length: 3}}}"))
+		wantAllowed(t, r.call(task, "up", "act", `{"text":"x"}`))
+		wantDenied(t, r.call(task, "up", "act", `{"text":"a secret"}`), vault.CodeCapabilityArgument, vault.ExecutedNo)
+		r.stop() // sends what waits
+		mu.Lock()
+		for _, word := range []string{"verify", "resolve", "admit", "release", "up", "act", "capability.argument", string(task.ID)} {
+			if bytes.Contains(got.Bytes(), []byte(word)) != on {
+				t.Errorf("traces %v: %s is in a span: %v", on, word, !on)
+			}
+		}
+		if bytes.Contains(got.Bytes(), []byte("a secret")) || bytes.Contains(got.Bytes(), []byte("user:")) || bytes.Contains(got.Bytes(), []byte("spiffe://")) {
+			t.Error("a span says what a call says")
+		}
+		got.Reset()
+		mu.Unlock()
 	}
 }

@@ -3,7 +3,6 @@ package sink
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -25,17 +24,6 @@ type otlpTarget struct {
 	post         *post
 	log, version string
 	refused      func(ctx context.Context, n uint64, why string)
-}
-
-// logsURL adds the path of the protocol to a URL without one, as
-// OTEL_EXPORTER_OTLP_ENDPOINT is read.
-func logsURL(s string) string {
-	u, err := url.Parse(s)
-	if err != nil || u.Path != "" && u.Path != "/" {
-		return s
-	}
-	u.Path = "/v1/logs"
-	return u.String()
 }
 
 func (t *otlpTarget) send(ctx context.Context, batch []View) error {

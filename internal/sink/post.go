@@ -27,23 +27,29 @@ const (
 	maxCA      = 1 << 20
 )
 
-// newClient returns a client that follows no redirect: whoever answers is who the
-// operator named.
-func newClient(ca string) (*http.Client, error) {
+// NewClient returns a client for a receiver that the operator named. It follows no
+// redirect, trusts the certificates in the file ca, or those of the host if that is
+// empty, and adds the headers that stand in the file headers, if that is not, to
+// each request. It refuses what [CheckURL] does.
+func NewClient(ca, headers string) (*http.Client, error) {
 	conf, err := tlsConfig(ca)
 	if err != nil {
 		return nil, err
 	}
+	t := &transport{headers: headers, next: &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		TLSClientConfig:        conf,
+		TLSHandshakeTimeout:    10 * time.Second,
+		IdleConnTimeout:        90 * time.Second,
+		MaxIdleConnsPerHost:    1,
+		MaxResponseHeaderBytes: 64 << 10,
+		ForceAttemptHTTP2:      true,
+	}}
+	if _, err := t.header(); err != nil {
+		return nil, err
+	}
 	return &http.Client{
-		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			TLSClientConfig:        conf,
-			TLSHandshakeTimeout:    10 * time.Second,
-			IdleConnTimeout:        90 * time.Second,
-			MaxIdleConnsPerHost:    1,
-			MaxResponseHeaderBytes: 64 << 10,
-			ForceAttemptHTTP2:      true,
-		},
+		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
 }
@@ -81,8 +87,8 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// checkURL accepts https, and http on loopback.
-func checkURL(s string) error {
+// CheckURL accepts https, and http on loopback.
+func CheckURL(s string) error {
 	u, err := url.Parse(s)
 	if err != nil {
 		return errors.New("url: not a URL") // the cause would quote what may hold a password
@@ -98,33 +104,61 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// A post sends bodies to one URL.
-type post struct {
-	client  *http.Client
-	url     string
+// WithPath adds a path to a URL without one, as OTEL_EXPORTER_OTLP_ENDPOINT is read.
+func WithPath(s, path string) string {
+	u, err := url.Parse(s)
+	if err != nil || u.Path != "" && u.Path != "/" {
+		return s
+	}
+	u.Path = path
+	return u.String()
+}
+
+// A transport adds headers to requests.
+type transport struct {
 	headers string // file; "" for none
+	next    *http.Transport
+}
+
+// CloseIdleConnections closes what is open and not in use.
+func (t *transport) CloseIdleConnections() { t.next.CloseIdleConnections() }
+
+// RoundTrip sends a request with the headers of the file as it is now.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := CheckURL(req.URL.String()); err != nil {
+		return nil, err
+	}
+	h, err := t.header()
+	if err != nil {
+		return nil, err
+	}
+	req = req.Clone(req.Context())
+	for name, values := range h {
+		req.Header[name] = values
+	}
+	return t.next.RoundTrip(req)
 }
 
 // header reads the file with headers. Whoever can read it can write to the
 // receiver in our name, so nobody else may.
-func (p *post) header() (http.Header, error) {
-	if p.headers == "" {
-		return http.Header{}, nil
+func (t *transport) header() (http.Header, error) {
+	if t.headers == "" {
+		return nil, nil
 	}
-	info, err := os.Stat(p.headers)
+	info, err := os.Stat(t.headers)
 	if err != nil {
 		return nil, fmt.Errorf("headers: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("headers: %s can be reached by others (mode %v): chmod 600 it", p.headers, info.Mode())
+		return nil, fmt.Errorf("headers: %s can be reached by others (mode %v): chmod 600 it", t.headers, info.Mode())
 	}
-	b, err := readBounded(p.headers, maxHeaders)
+	b, err := readBounded(t.headers, maxHeaders)
 	if err != nil {
 		return nil, fmt.Errorf("headers: %w", err)
 	}
 	h, err := parseHeaders(b)
 	if err != nil {
-		return nil, fmt.Errorf("headers: %s: %w", p.headers, err)
+		return nil, fmt.Errorf("headers: %s: %w", t.headers, err)
 	}
 	return h, nil
 }
@@ -159,21 +193,20 @@ func parseHeaders(b []byte) (http.Header, error) {
 	return h, nil
 }
 
+// A post sends bodies to one URL.
+type post struct {
+	client *http.Client
+	url    string
+}
+
 // send posts a body and returns the answer, if the receiver took it.
 func (p *post) send(ctx context.Context, kind string, body []byte) ([]byte, error) {
-	header, err := p.header()
-	if err != nil {
-		return nil, err
-	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	req.Header = header
 	req.Header.Set("Content-Type", kind)
-	if req.Header.Get("User-Agent") == "" {
-		req.Header.Set("User-Agent", "pvault")
-	}
+	req.Header.Set("User-Agent", "pvault")
 	res, err := p.client.Do(req)
 	if err != nil {
 		return nil, err

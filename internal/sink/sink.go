@@ -204,7 +204,7 @@ func (c *Config) Check() error {
 	}
 	switch c.Kind {
 	case HTTP, OTLP:
-		return checkURL(c.URL)
+		return CheckURL(c.URL)
 	case Syslog:
 		_, _, err := parseAddress(c.Address)
 		return err
@@ -283,16 +283,13 @@ func (s *sink) open() (target, error) {
 	case File:
 		return &fileTarget{path: s.File, format: s.format()}, nil
 	case HTTP, OTLP:
-		client, err := newClient(s.CA)
+		client, err := NewClient(s.CA, s.Headers)
 		if err != nil {
 			return nil, err
 		}
-		p := &post{client: client, url: s.URL, headers: s.Headers}
-		if _, err := p.header(); err != nil {
-			return nil, err
-		}
+		p := &post{client: client, url: s.URL}
 		if s.Kind == OTLP {
-			p.url = logsURL(p.url)
+			p.url = WithPath(p.url, "/v1/logs")
 			return &otlpTarget{post: p, log: s.Log, version: s.Version, refused: s.refuse}, nil
 		}
 		return &httpTarget{post: p, format: s.format()}, nil

@@ -157,12 +157,12 @@ func newWeb(t *testing.T, start func(http.Handler) *httptest.Server) *web {
 
 func poster(t *testing.T, url, headers, ca string) *post {
 	t.Helper()
-	client, err := newClient(ca)
+	client, err := NewClient(ca, headers)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.CloseIdleConnections)
-	return &post{client: client, url: url, headers: headers}
+	return &post{client: client, url: url}
 }
 
 func TestHTTP(t *testing.T) {
@@ -256,6 +256,12 @@ func TestReceiverRefuses(t *testing.T) {
 func TestHeadersFile(t *testing.T) {
 	w := newWeb(t, httptest.NewServer)
 	path := filepath.Join(t.TempDir(), "headers")
+	if _, err := NewClient("", path); err == nil {
+		t.Error("a file that is not there passes")
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	target := &httpTarget{post: poster(t, w.URL, path, ""), format: Leaf}
 	for i, token := range []string{"Bearer first", "Bearer second"} {
 		if err := os.WriteFile(path, []byte("# for the SIEM\nauthorization: "+token+"\n"), 0o600); err != nil {
@@ -281,7 +287,7 @@ func TestHeadersFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := target.post.header(); err == nil || strings.Contains(err.Error(), "hunter2") {
+		if err := target.send(t.Context(), views(newLedger(1))); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: err = %v", name, err)
 		}
 	}
@@ -314,7 +320,7 @@ func TestCA(t *testing.T) {
 		t.Error("an unknown certificate passes")
 	}
 	for _, path := range []string{other, filepath.Join(dir, "missing")} {
-		if _, err := newClient(path); err == nil {
+		if _, err := NewClient(path, ""); err == nil {
 			t.Errorf("%s passes for certificates", path)
 		}
 	}
@@ -339,7 +345,7 @@ func TestOTLP(t *testing.T) {
 	l := newLedger(20)
 	w := newWeb(t, httptest.NewServer)
 	var dropped uint64
-	target := &otlpTarget{post: poster(t, logsURL(w.URL), "", ""), log: origin, version: "1.2.3", refused: func(_ context.Context, n uint64, _ string) { dropped += n }}
+	target := &otlpTarget{post: poster(t, WithPath(w.URL, "/v1/logs"), "", ""), log: origin, version: "1.2.3", refused: func(_ context.Context, n uint64, _ string) { dropped += n }}
 	all := views(l)
 	all[0].Fields = []Field{{Name: "caller", Value: "p-1", Pseudonym: true}}
 	if err := target.send(t.Context(), all); err != nil {
@@ -388,7 +394,7 @@ func TestOTLP(t *testing.T) {
 	for in, want := range map[string]string{
 		"http://127.0.0.1:4318": "http://127.0.0.1:4318/v1/logs", "https://c.example/": "https://c.example/v1/logs", "https://c.example/otlp/v1/logs": "https://c.example/otlp/v1/logs",
 	} {
-		if got := logsURL(in); got != want {
+		if got := WithPath(in, "/v1/logs"); got != want {
 			t.Errorf("%s becomes %s", in, got)
 		}
 	}

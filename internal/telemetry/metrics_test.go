@@ -105,7 +105,6 @@ func TestMetricsAreBounded(t *testing.T) {
 // TestMetricsSayNoSecret: what a call says of values, people and places is in no
 // metric.
 func TestMetricsSayNoSecret(t *testing.T) {
-	const canary = "canary-4711"
 	args, err := vault.ParseArgs([]byte(`{"to":"` + canary + `"}`))
 	if err != nil {
 		t.Fatal(err)
