@@ -43,6 +43,7 @@ const (
 	CodeFlowDeadlyThree Code = "flow.deadly_three" // private data, untrusted content, a way out
 	CodeFlowProvenance  Code = "flow.provenance"   // a consequential value of unknown origin, at Path
 	CodeFlowReaders     Code = "flow.readers"      // the recipient may not read what is in scope
+	CodeFlowClearance   Code = "flow.clearance"    // the task is not cleared for what the target holds
 
 	CodePolicyDenied    Code = "policy_denied"
 	CodePolicyUndefined Code = "policy_undefined"
@@ -192,6 +193,7 @@ var howToAsk = map[Code]string{
 	CodePolicyAsks:          "wait for a person to answer, then retry with the same call id",
 	CodeScan:                "remove the content that was found",
 	CodeScanError:           "a scanner failed and that denies; the operator sees why in the log",
+	CodeFlowClearance:       "ask the operator for a task whose labels.may_read names what this server holds",
 	CodeApprovalRequired:    "a person has to answer: pvault approve ls; then retry with the same call id",
 	CodeApprovalDenied:      "a person refused; do not repeat the call",
 	CodeApprovalTimeout:     "nobody answered in time; ask again",

@@ -297,6 +297,7 @@ func TestEgressAndFlow(t *testing.T) {
 	u := newUpstream(t, "read")
 	r.addServer("mail", daemon.Registration{Source: u.url, Loopback: true, Integrity: "web", Holds: "private[mail]"})
 	const mail = "tools: {mail.read: {args: {}}}\n"
+	const cleared = "labels: {may_read: [mail]}\n"
 	const get = `{"method":"GET","path":"/v1/accounts/secret-of-the-mail"}`
 	const entry = "{host: api.example.com, methods: [GET], path: /v1/accounts/*}"
 
@@ -305,7 +306,7 @@ func TestEgressAndFlow(t *testing.T) {
 		in.took()
 	})
 	t.Run("after private and untrusted data a person decides", func(t *testing.T) {
-		task := r.mint(online("ask after", mail, entry))
+		task := r.mint(online("ask after", mail+cleared, entry))
 		wantAllowed(t, r.call(task, "mail", "read", `{}`))
 		wantDenied(t, r.send(task, "c-2", "api.example.com", get), vault.CodeApprovalRequired, vault.ExecutedNo)
 		if got := in.took(); len(got) != 0 {

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/pilox/vault"
@@ -210,6 +211,9 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 		if err := signed(f); err != nil {
 			return err
 		}
+		if err := cleared(f, f.Tool.Holds); err != nil {
+			return err
+		}
 		if err := g.grade(ctx, f); err != nil {
 			return err
 		}
@@ -249,6 +253,17 @@ func signed(f *vault.Facts) error {
 		return vault.NewDenial(vault.CodeProof, "", errors.New("the capability demands a signature for a call of this risk"))
 	}
 	return nil
+}
+
+// cleared holds who may read data against the clearance of the grant. Data of named
+// compartments needs one of them; what is private without a name is the principal's,
+// for whom every task works.
+func cleared(f *vault.Facts, readers vault.Readers) error {
+	names := readers.Names()
+	if len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return slices.Contains(f.Grant.MayRead, n) }) {
+		return nil
+	}
+	return vault.NewDenial(vault.CodeFlowClearance, "", nil)
 }
 
 // grade finds out what isolation the target has and holds it against the grant.
@@ -403,6 +418,12 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	switch {
 	case denied == nil:
 		res.Label = g.Flow.Label(ctx, f, res.Raw)
+		if err := cleared(f, res.Label.Readers); err != nil { // others' data was written there
+			denied = withheld(vault.Reason{Code: vault.CodeFlowClearance})
+			denied.Verdict, denied.Executed, denied.Retry = "withheld", vault.ExecutedYes, vault.RetryNever
+			o.reason = denied.Reason
+			break
+		}
 		o.result = res.Raw // what is withheld may hold a secret, so it is not kept either
 	case denied.Reason.Path != "":
 		// A path into a result has names in it that the server chose.

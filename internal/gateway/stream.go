@@ -58,7 +58,9 @@ func (s *stream) dead() bool {
 
 // first records that something of this call leaves before its outcome, and labels it.
 func (s *stream) first(ctx context.Context, raw []byte) error {
-	s.g.Flow.Label(ctx, s.f, raw)
+	if l := s.g.Flow.Label(ctx, s.f, raw); cleared(s.f, l.Readers) != nil {
+		return withheld(vault.Reason{Code: vault.CodeFlowClearance})
+	}
 	if s.released {
 		return nil
 	}
