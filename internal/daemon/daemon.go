@@ -71,6 +71,7 @@ type Daemon struct {
 	anchors   *anchor.Anchorer // nil if nobody is asked
 	sinks     *sink.Sinks      // nil if nothing is shipped
 	metrics   *telemetry.Metrics
+	scraper   []byte            // token of who reads metrics over TCP; nil if nobody may
 	traces    *telemetry.Traces // nil if no call is followed
 	jail      *process.Runner
 	catalogue *tool.Catalogue

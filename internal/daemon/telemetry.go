@@ -71,8 +71,13 @@ func (c *Telemetry) check() error {
 }
 
 // openMetrics makes the counters, before the parts that count.
-func (d *Daemon) openMetrics(context.Context) error {
+func (d *Daemon) openMetrics(context.Context) (err error) {
 	d.metrics = telemetry.NewMetrics(d.state)
+	if path := d.conf.Telemetry.Metrics.Token; path != "" {
+		if d.scraper, err = readToken(path); err != nil {
+			return fmt.Errorf("token: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -188,12 +193,7 @@ func readToken(path string) ([]byte, error) {
 // listenMetrics opens the listener for Prometheus. There is one route, behind the
 // token; whoever else asks gets the same answer for every path.
 func (d *Daemon) listenMetrics(ctx context.Context) error {
-	c := &d.conf.Telemetry.Metrics
-	token, err := readToken(c.Token)
-	if err != nil {
-		return fmt.Errorf("token: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Address)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", d.conf.Telemetry.Metrics.Address)
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (d *Daemon) listenMetrics(ctx context.Context) error {
 	d.listeners.metrics = addr
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", d.metrics.Handler(d.log))
-	d.serve(d.newServer(console.Guard(withToken(token, mux), addr, "localhost:"+port, "127.0.0.1:"+port)), l)
+	d.serve(d.newServer(console.Guard(withToken(d.scraper, mux), addr, "localhost:"+port, "127.0.0.1:"+port)), l)
 	return nil
 }
 

@@ -1,12 +1,14 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,36 +73,59 @@ func (t *fileTarget) append(f *os.File, b []byte) error {
 	return nil
 }
 
-// wholeLines returns the end of the last whole line and cuts off what follows it.
+var errNoEvents = errors.New("this is no file of events, and nothing is written to it: name another")
+
+// wholeLines returns the end of the last whole line and cuts off what follows it. It
+// touches only what looks like ours: each line of events begins with a brace.
 func wholeLines(f *os.File) (int64, error) {
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil || end == 0 {
-		return end, err
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size == 0 {
+		return 0, err
 	}
+	end, err := lastLineEnd(f, size)
+	if err != nil {
+		return 0, err
+	}
+	for _, at := range []int64{0, end} {
+		var first [1]byte
+		if at == size {
+			continue
+		}
+		if _, err := f.ReadAt(first[:], at); err != nil {
+			return 0, err
+		}
+		if first[0] != '{' {
+			return 0, errNoEvents
+		}
+	}
+	if end < size {
+		err = f.Truncate(end)
+	}
+	return end, err
+}
+
+// lastLineEnd returns where the last line end is over, 0 if there is none.
+func lastLineEnd(f *os.File, size int64) (int64, error) {
 	buf := make([]byte, 64<<10)
-	for at := end; at > 0 && end-at < maxLine; {
+	for at := size; at > 0; {
+		if size-at >= maxLine {
+			return 0, errNoEvents
+		}
 		n := min(int64(len(buf)), at)
 		if _, err := f.ReadAt(buf[:n], at-n); err != nil {
 			return 0, err
 		}
-		for i := n - 1; i >= 0; i-- {
-			if buf[i] == '\n' {
-				if end == at-n+i+1 {
-					return end, nil
-				}
-				return at - n + i + 1, f.Truncate(at - n + i + 1)
-			}
-		}
 		at -= n
+		if i := bytes.LastIndexByte(buf[:n], '\n'); i >= 0 {
+			return at + int64(i) + 1, nil
+		}
 	}
-	if end < maxLine {
-		return 0, f.Truncate(0) // the first line is the half one
-	}
-	return 0, fmt.Errorf("no line end in the last %d bytes: this is no file of events", maxLine)
+	return 0, nil
 }
 
-// openRegular opens or makes a regular file of mode 0600, not through a link: a
-// FIFO would block, and a link would let others say where events go.
+// openRegular opens or makes a regular file of mode 0600 that is ours, not through a
+// link: a FIFO would block, and a link, or a file that another made in its place,
+// would let others say where events go.
 func openRegular(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
@@ -123,8 +148,14 @@ func openRegular(path string) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if !info.Mode().IsRegular() {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !info.Mode().IsRegular():
 		return nil, errors.Join(fmt.Errorf("%s is no regular file", path), f.Close())
+	case ok && int(st.Uid) != os.Geteuid():
+		return nil, errors.Join(fmt.Errorf("%s belongs to another user, who could read or change it: remove it, or chown it to the daemon's", path), f.Close())
+	case ok && st.Nlink > 1:
+		return nil, errors.Join(fmt.Errorf("%s has another name too: it could be any file", path), f.Close())
 	}
 	return f, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -441,6 +442,19 @@ func TestFieldsStayHome(t *testing.T) {
 				}
 			})
 		}
+	}
+	sel, names := newFields(nil, JSON, &evidence.Salt{1}), map[string]bool{}
+	for i := range l.list {
+		v := sel.view(&l.list[i])
+		for _, f := range v.Fields {
+			names[f.Name] = true
+			if !f.Pseudonym {
+				t.Errorf("%s leaves as it is", f.Name)
+			}
+		}
+	}
+	if got := slices.Sorted(maps.Keys(names)); !slices.Equal(got, []string{"agent", "approver", "by", "caller", "principal"}) {
+		t.Errorf("pseudonyms of %v", got)
 	}
 	if a, b := pseudonym(&evidence.Salt{1}, []byte("x")), pseudonym(&evidence.Salt{2}, []byte("x")); a == b {
 		t.Error("a pseudonym does not depend on the key")

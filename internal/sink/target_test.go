@@ -88,7 +88,7 @@ func TestFile(t *testing.T) {
 		}
 	})
 	t.Run("and so is the first line of all", func(t *testing.T) {
-		if err := os.WriteFile(path, []byte(strings.Repeat("x", 200_000)), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte("{"+strings.Repeat("x", 200_000)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.send(t.Context(), views(l)); err != nil || readFile(t, path) != want {
@@ -96,11 +96,13 @@ func TestFile(t *testing.T) {
 		}
 	})
 	t.Run("what is no file of events is left alone", func(t *testing.T) {
-		if err := os.WriteFile(path, bytes.Repeat([]byte{0}, maxLine+1), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.send(t.Context(), views(l)); err == nil || len(readFile(t, path)) != maxLine+1 {
-			t.Fatalf("err = %v", err)
+		for _, text := range []string{"{" + strings.Repeat("\x00", maxLine+1), "root:x:0:0\n", "a password", "{\n\"a\":1}", "\n"} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.send(t.Context(), views(l)); !errors.Is(err, errNoEvents) || readFile(t, path) != text {
+				t.Errorf("%.20q: err = %v", text, err)
+			}
 		}
 	})
 	t.Run("a file that was moved away gets a successor", func(t *testing.T) {
@@ -120,6 +122,21 @@ func TestFile(t *testing.T) {
 		for _, name := range []string{"link", "fifo", ".", "none/x"} {
 			if err := (&fileTarget{path: filepath.Join(dir, name), format: Leaf}).send(t.Context(), views(l)); err == nil {
 				t.Errorf("%s is written to", name)
+			}
+		}
+		if err := os.Link(victim, filepath.Join(dir, "hard")); err != nil {
+			t.Fatal(err)
+		}
+		if err := (&fileTarget{path: filepath.Join(dir, "hard"), format: Leaf}).send(t.Context(), views(l)); err == nil {
+			t.Error("a file with another name is written to")
+		}
+		if os.Geteuid() == 0 { // only root can give a file away
+			other := filepath.Join(dir, "other")
+			if err := errors.Join(os.WriteFile(other, nil, 0o666), os.Chown(other, 65534, 65534)); err != nil {
+				t.Fatal(err)
+			}
+			if err := (&fileTarget{path: other, format: Leaf}).send(t.Context(), views(l)); err == nil || readFile(t, other) != "" {
+				t.Errorf("a file of another user is written to: %v", err)
 			}
 		}
 		if readFile(t, victim) != "" {

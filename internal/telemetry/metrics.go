@@ -16,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,7 +205,7 @@ type bounded struct {
 
 // add counts one. Labels that it does not have are empty.
 func (b *bounded) add(first, second, third string) {
-	key := [3]string{first, second, third}
+	key := [3]string{label(first), label(second), label(third)}
 	b.mu.RLock()
 	c := b.made[key]
 	b.mu.RUnlock()
@@ -212,6 +213,18 @@ func (b *bounded) add(first, second, third string) {
 		c = b.make(key)
 	}
 	c.Inc()
+}
+
+// maxLabel bounds a value, in bytes.
+const maxLabel = 128
+
+// label makes any text a value that a label can have. The library panics over
+// others, and what is counted has happened.
+func label(s string) string {
+	if len(s) > maxLabel {
+		s = s[:maxLabel]
+	}
+	return strings.ToValidUTF8(s, "\ufffd")
 }
 
 func (b *bounded) make(key [3]string) prometheus.Counter {

@@ -102,6 +102,17 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 }
 
+// TestOddNames: whatever a server calls its tools can be counted.
+func TestOddNames(t *testing.T) {
+	m := NewMetrics(empty)
+	for _, name := range []string{"\xff\x00", "a\nb\"}", strings.Repeat("é", 1000)} {
+		m.Call(&vault.Facts{Call: &vault.Call{Kind: vault.KindTool}, Tool: &vault.Tool{Server: name, Name: name}}, vault.NewDenial(vault.Code(name), "", nil), 0)
+	}
+	if n := strings.Count(text(t, m), "\npvault_tool_calls_total{"); n != 3 {
+		t.Errorf("%d series", n)
+	}
+}
+
 // TestMetricsSayNoSecret: what a call says of values, people and places is in no
 // metric.
 func TestMetricsSayNoSecret(t *testing.T) {
