@@ -24,10 +24,11 @@ func (a *app) policy() *cobra.Command {
 func (a *app) policyTest() *cobra.Command {
 	var least float64
 	c := &cobra.Command{
-		Use: "test DIR", Short: "Run the test_… rules of a bundle", Args: cobra.ExactArgs(1),
+		Use: "test BUNDLE", Short: "Run the test_… rules of a bundle", Args: cobra.ExactArgs(1),
 		Long: `Run the rules named test_… in the *_test.rego files of a bundle, with the built-ins that
-rules have in the daemon, and say which lines of the others no test reached. The exit
-code is 7 if a test fails or the coverage is below --coverage.`,
+rules have in the daemon, and say which lines of the others no test reached. The bundle is
+a directory, or an archive of opa build. The exit code is 7 if a test fails or the
+coverage is below --coverage.`,
 		Example: example("pvault policy test ./policy", "pvault policy test ./policy --coverage 90 --json"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := daemon.TestPolicy(cmd.Context(), args[0])
@@ -93,7 +94,7 @@ undefined the exit code is 7.`,
 					return err
 				}
 				if conf = c.Policy; len(conf.Bundles) == 0 {
-					return errors.New("the configuration has no bundle: name one with --bundle DIR")
+					return errors.New("the configuration has no bundle: name one with --bundle")
 				}
 			}
 			answer, err := daemon.EvalPolicy(cmd.Context(), conf, bundle, query, doc)
@@ -108,7 +109,7 @@ undefined the exit code is 7.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&bundle, "bundle", "", "directory of rules")
+	f.StringVar(&bundle, "bundle", "", "directory or archive of rules")
 	f.StringVar(&query, "query", "", "a rule by its whole name: data.payments.decision")
 	f.StringVar(&input, "input", "", "file with the input document (default: standard input)")
 	must(c.MarkFlagRequired("query"))
@@ -116,19 +117,20 @@ undefined the exit code is 7.`,
 }
 
 func (a *app) policyLint() *cobra.Command {
-	return &cobra.Command{
+	var bundle string
+	c := &cobra.Command{
 		Use: "lint", Short: "Load the configured rules and say what deserves a second look", Args: cobra.NoArgs,
 		Long: `Load the bundles and hooks of the configuration as the daemon would, and report what may
 not mean what it was meant to: a member of the input that does not exist, a rule that
-allows everything, a query without default, rules that no hook reaches. The exit code is
-7 if anything is found.`,
-		Example: example("pvault policy lint --config vault.yaml", "pvault policy lint --json"),
+allows everything, a query without default, rules that no hook reaches. --bundle looks at
+other rules with the hooks of the configuration. The exit code is 7 if anything is found.`,
+		Example: example("pvault policy lint --config vault.yaml", "pvault policy lint --bundle bundle.tar.gz", "pvault policy lint --json"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
 			if err != nil {
 				return err
 			}
-			found, err := daemon.LintPolicy(cmd.Context(), c.Policy)
+			found, err := daemon.LintPolicy(cmd.Context(), c.Policy, bundle)
 			if err != nil {
 				return err
 			}
@@ -148,14 +150,17 @@ allows everything, a query without default, rules that no hook reaches. The exit
 			return nil
 		},
 	}
+	c.Flags().StringVar(&bundle, "bundle", "", "directory or archive of rules, in the place of those configured")
+	return c
 }
 
 func (a *app) policySign() *cobra.Command {
 	var key, id, algorithm string
 	c := &cobra.Command{
-		Use: "sign DIR", Short: "Sign a bundle", Args: cobra.ExactArgs(1),
-		Long:    `Write .signatures.json into a bundle, over every file that counts, in the format of opa sign.`,
-		Example: example("openssl ecparam -name prime256v1 -genkey -noout -out policy.key", "pvault policy sign ./policy --key policy.key --keyid k1"),
+		Use: "sign BUNDLE", Short: "Sign a bundle", Args: cobra.ExactArgs(1),
+		Long: `Write .signatures.json into a bundle, over every file that counts, in the format of opa
+sign. The bundle is a directory, or an archive of opa build, which is written again.`,
+		Example: example("openssl ecparam -name prime256v1 -genkey -noout -out policy.key", "pvault policy sign ./policy --key policy.key --keyid k1", "pvault policy sign bundle.tar.gz --key policy.key --keyid k1"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			names, err := daemon.SignPolicy(args[0], id, algorithm, key)
 			if err != nil {
@@ -171,9 +176,9 @@ func (a *app) policySign() *cobra.Command {
 func (a *app) policyVerify() *cobra.Command {
 	var key, id, algorithm string
 	c := &cobra.Command{
-		Use: "verify DIR", Short: "Verify the signature of a bundle", Args: cobra.ExactArgs(1),
-		Long:    `Hold every file of a bundle that counts against its .signatures.json. The exit code is 3 if it is not what was signed.`,
-		Example: example("pvault policy verify ./policy --key policy.pub --keyid k1"),
+		Use: "verify BUNDLE", Short: "Verify the signature of a bundle", Args: cobra.ExactArgs(1),
+		Long:    `Hold every file of a bundle, a directory or an archive, against its .signatures.json. The exit code is 3 if it is not what was signed.`,
+		Example: example("pvault policy verify ./policy --key policy.pub --keyid k1", "pvault policy verify bundle.tar.gz --key policy.pub --keyid k1"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			n, err := daemon.VerifyPolicy(args[0], id, algorithm, key)
 			if err != nil {

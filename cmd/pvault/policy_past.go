@@ -209,7 +209,7 @@ func (a *app) policyReplay() *cobra.Command {
 	var bundle, query string
 	c := &cobra.Command{
 		Use: "replay", Short: "Say what other rules would have decided about recorded calls", Args: cobra.NoArgs,
-		Long: `Hold the calls that the ledger records against the rules in another directory, and print
+		Long: `Hold the calls that the ledger records against the rules of another bundle, and print
 each one about which they say something else. The hooks are those of the configuration;
 --query asks one rule about every call instead. Nothing is decided or recorded. The
 exit code is 7 if anything would change.`,
@@ -220,11 +220,11 @@ exit code is 7 if anything would change.`,
 				return err
 			}
 			defer client.Close()
-			rules := daemon.Policy{Bundles: []daemon.Bundle{{Dir: bundle}}, Hooks: conf.Policy.Hooks}
+			hooks := conf.Policy.Hooks
 			if query != "" {
-				rules.Hooks = []daemon.Hook{{At: "tool.call", Query: query}}
+				hooks = []daemon.Hook{{At: "tool.call", Query: query}}
 			}
-			r, err := daemon.NewReplayer(cmd.Context(), rules)
+			r, err := daemon.NewReplayer(cmd.Context(), hooks, bundle)
 			if err != nil {
 				return err
 			}
@@ -275,7 +275,7 @@ exit code is 7 if anything would change.`,
 	}
 	f := c.Flags()
 	f.DurationVar(&since, "since", 0, "only calls of the last so long; 0 is all")
-	f.StringVar(&bundle, "bundle", "", "directory of the rules to try, signed or not")
+	f.StringVar(&bundle, "bundle", "", "bundle of the rules to try, a directory or an archive, signed or not")
 	f.StringVar(&query, "query", "", "ask this rule about every call instead of the configured hooks")
 	must(c.MarkFlagRequired("bundle"))
 	return c

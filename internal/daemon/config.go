@@ -108,11 +108,13 @@ type PolicyKey struct {
 	File      string `yaml:"file"`      // PEM, relative to vault.yaml
 }
 
-// A Bundle is a directory of Rego files. It is signed, or says that it is not.
+// A Bundle is a directory of Rego files, or an archive as opa build writes it. It is
+// signed, or says that it is not.
 type Bundle struct {
-	Name     string  `yaml:"name"`     // "" means main
+	Name     string  `yaml:"name"`     // for messages; "" means its path
 	Dir      string  `yaml:"dir"`      // relative to vault.yaml
-	Unsigned bool    `yaml:"unsigned"` // accept the directory as it stands
+	File     string  `yaml:"file"`     // .tar.gz, relative to vault.yaml
+	Unsigned bool    `yaml:"unsigned"` // accept the bundle as it stands
 	Signing  Signing `yaml:"signing"`  // the key that must have signed it
 }
 
@@ -187,11 +189,6 @@ func LoadConfig(path string, getenv func(string) string) (Config, error) {
 		dir, err := filepath.Abs(filepath.Dir(path))
 		if err != nil {
 			return Config{}, fmt.Errorf("%s: %w", path, err)
-		}
-		for i, bundle := range c.Policy.Bundles {
-			if !filepath.IsAbs(bundle.Dir) {
-				c.Policy.Bundles[i].Dir = filepath.Join(dir, bundle.Dir)
-			}
 		}
 		for id, key := range c.Policy.Keys {
 			if !filepath.IsAbs(key.File) {
@@ -432,8 +429,8 @@ func (c *Config) check() error {
 		return errors.New("limits: a limit is below what works")
 	}
 	for i, b := range c.Policy.Bundles {
-		if b.Dir == "" {
-			return fmt.Errorf("policy.bundles[%d]: dir is missing", i)
+		if (b.Dir == "") == (b.File == "") {
+			return fmt.Errorf("policy.bundles[%d]: want dir, a directory of rules, or file, an archive of opa build", i)
 		}
 		id := b.Signing.KeyID
 		if _, ok := c.Policy.Keys[id]; id != "" && !ok {
@@ -491,6 +488,9 @@ func (c *Config) files() []*string {
 	}
 	for i := range c.Sinks {
 		out = append(out, &c.Sinks[i].File, &c.Sinks[i].Headers, &c.Sinks[i].CA)
+	}
+	for i := range c.Policy.Bundles {
+		out = append(out, &c.Policy.Bundles[i].Dir, &c.Policy.Bundles[i].File)
 	}
 	return out
 }

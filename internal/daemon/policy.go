@@ -28,7 +28,7 @@ func (d *Daemon) openPolicy(ctx context.Context) error {
 func policyConfig(conf *Policy) (policy.Config, error) {
 	var c policy.Config
 	for _, b := range conf.Bundles {
-		out := policy.Bundle{Name: b.Name, Dir: b.Dir, Unsigned: b.Unsigned}
+		out := policy.Bundle{Name: b.Name, Dir: b.Dir, File: b.File, Unsigned: b.Unsigned}
 		if id := b.Signing.KeyID; id != "" {
 			key := conf.Keys[id]
 			pem, err := os.ReadFile(key.File)

@@ -48,18 +48,12 @@ type Replayer struct {
 // A run is what the opening of a task says of its calls.
 type run struct{ principal, purpose string }
 
-// NewReplayer compiles the rules to try. They are read as vault.yaml would have
-// them, but without a signature: nothing is decided by them.
-func NewReplayer(ctx context.Context, conf Policy) (*Replayer, error) {
-	for i := range conf.Bundles {
-		conf.Bundles[i].Unsigned, conf.Bundles[i].Signing = true, Signing{}
-	}
-	c, err := policyConfig(&conf)
+// NewReplayer compiles the rules to try: the hooks of the configuration with the
+// bundle at a path, signed or not.
+func NewReplayer(ctx context.Context, hooks []Hook, bundle string) (*Replayer, error) {
+	c, err := trialConfig(&Policy{Hooks: hooks}, bundle)
 	if err != nil {
 		return nil, err
-	}
-	for i := range c.Bundles {
-		c.Bundles[i] = c.Bundles[i].OnTrial()
 	}
 	for _, h := range c.Hooks {
 		if h.Engine == policy.HTTP {

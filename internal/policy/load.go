@@ -2,15 +2,12 @@ package policy
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
-	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -21,13 +18,6 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
 	"github.com/pilox/vault"
-)
-
-// Limits on one bundle. A policy is read by people; these are far above what
-// anyone reviews and keep a wrong directory (a home, a checkout) from being read.
-const (
-	maxBundleFiles = 1000
-	maxBundleBytes = 16 << 20
 )
 
 // A state is one loaded configuration. It never changes.
@@ -77,123 +67,6 @@ func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error)
 	return s, nil
 }
 
-// A file is one file of a bundle.
-type file struct {
-	bundle string
-	path   string // inside the bundle, slash separated
-	data   []byte
-}
-
-func (f *file) String() string { return path.Join(f.bundle, f.path) }
-
-func (b Bundle) name() string { return cmp.Or(b.Name, b.Dir) }
-
-// read returns the files of the bundle that count. Hidden files are left out, and
-// test files (*_test.rego) unless they are asked for; anything else with a meaning in
-// other bundle formats is refused, because leaving it out would leave out rules.
-func (b Bundle) read() ([]file, error) { return b.files(false) }
-
-func (b Bundle) files(tests bool) ([]file, error) {
-	switch {
-	case b.Dir == "":
-		return nil, errors.New("dir is missing")
-	case b.Key != nil && b.Unsigned:
-		return nil, errors.New("signing and unsigned: true contradict each other: keep one")
-	case b.Key == nil && !b.Unsigned:
-		return nil, errors.New("nobody vouches for the directory: name the key that signs it (signing: {keyid: …}), or say unsigned: true to accept it as it stands")
-	}
-	root, err := os.OpenRoot(b.Dir) // a link that leads out of the bundle does not open
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	var files []file
-	size := 0
-	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		base := d.Name()
-		if name == signaturesFile && b.Unsigned && !b.ignoreSignature {
-			return errors.New(".signatures.json: the bundle is signed: name the key that signs it (signing: {keyid: …}) instead of unsigned: true")
-		}
-		if name != "." && strings.HasPrefix(base, ".") {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if d.Type()&fs.ModeSymlink != 0 {
-			// A link to a file counts as the file. One to a directory is not walked, and
-			// what cannot be looked at could be one.
-			to, err := root.Stat(name)
-			if err != nil {
-				return err
-			}
-			if to.IsDir() {
-				return fmt.Errorf("%s: a link to a directory would leave out what is in it: put the directory here", name)
-			}
-		}
-		switch {
-		case d.IsDir(), strings.HasSuffix(base, "_test.rego") && !tests:
-			return nil
-		case strings.HasSuffix(base, ".rego"), base == "data.json":
-		case base == "patch.json":
-			return fmt.Errorf("%s: delta bundles are not supported: use a whole one", name)
-		case base == "policy.wasm":
-			return fmt.Errorf("%s: compiled rules are not supported: use a bundle with its sources", name)
-		case base == "data.yaml", base == "data.yml":
-			return fmt.Errorf("%s: data is read from data.json only: convert it", name)
-		default:
-			return nil
-		}
-		if len(files) == maxBundleFiles {
-			return fmt.Errorf("more than %d files: is %s really a policy directory?", maxBundleFiles, b.Dir)
-		}
-		data, err := readFile(root, name, maxBundleBytes-size)
-		if err != nil {
-			return err
-		}
-		size += len(data)
-		files = append(files, file{b.name(), name, data})
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if !slices.ContainsFunc(files, func(f file) bool { return strings.HasSuffix(f.path, ".rego") }) {
-		return nil, fmt.Errorf("no *.rego file in %s", b.Dir)
-	}
-	if b.Key != nil {
-		if err := verify(root, files, b.Key); err != nil {
-			return nil, err
-		}
-	}
-	return files, nil
-}
-
-func readFile(root *os.Root, name string, most int) ([]byte, error) {
-	// Looked at before it is opened: opening a pipe would wait for a writer.
-	if fi, err := root.Stat(name); err != nil {
-		return nil, err
-	} else if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", name)
-	}
-	f, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > most {
-		return nil, fmt.Errorf("%s: the bundle is larger than %d bytes", name, maxBundleBytes)
-	}
-	return data, nil
-}
-
 // compile parses and compiles strictly. OPA's errors carry file and line.
 func compile(ctx context.Context, files []file) (*rules, error) {
 	r := &rules{capabilities: capabilities()}
@@ -201,7 +74,10 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 	data := map[string]any{}
 	for i := range files {
 		f := &files[i]
-		if path.Base(f.path) == "data.json" {
+		switch path.Base(f.path) {
+		case manifestFile:
+			continue
+		case dataFile:
 			if err := addData(data, f); err != nil {
 				return nil, fmt.Errorf("%s: %w", f, err)
 			}
@@ -216,6 +92,9 @@ func compile(ctx context.Context, files []file) (*rules, error) {
 		}
 		if m == nil {
 			return nil, fmt.Errorf("%s: empty file: give it a package or remove it", f)
+		}
+		if at, err := storage.NewPathForRef(m.Package.Path); err != nil || !f.permits(strings.Join(at, "/")) {
+			return nil, fmt.Errorf("%s: %s is not under the roots of the bundle's manifest, %q", f, m.Package, f.roots)
 		}
 		if _, twice := modules[f.String()]; twice {
 			return nil, fmt.Errorf("%s: two bundles have the same name: give them different ones", f)
@@ -278,6 +157,9 @@ func addData(data map[string]any, f *file) error {
 		for _, p := range slices.Backward(parts) {
 			obj = map[string]any{p: obj}
 		}
+	}
+	if at, ok := f.outside(obj, ""); !ok {
+		return fmt.Errorf("data.%s is not under the roots of the bundle's manifest, %q", strings.ReplaceAll(at, "/", "."), f.roots)
 	}
 	return merge(data, obj, "data")
 }

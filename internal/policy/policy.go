@@ -36,7 +36,7 @@ import (
 // A Config says what rules there are and which calls they decide about. The zero
 // Config has no rules: every call is left to its capability.
 type Config struct {
-	// Bundles are the directories with rules. None is fine only without Hooks.
+	// Bundles have the rules. None is fine only without Hooks.
 	Bundles []Bundle
 	// Hooks wire rules to calls. Bundles without a hook are refused: rules that
 	// are never asked are an oversight.
@@ -49,12 +49,13 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// A Bundle is a directory of *.rego files (version 1 of the language) and
-// data.json files.
+// A Bundle is *.rego files (version 1 of the language) and data.json files, in a
+// directory or in an archive as opa build writes it.
 type Bundle struct {
-	Name string // for messages; empty means Dir
-	Dir  string // must be set
-	// Unsigned accepts the directory as it stands. It has to be said: without it the
+	Name string // for messages; empty means Dir or File
+	Dir  string // one of Dir and File must be set
+	File string // a tar file in gzip, of at most 16 MiB, packed and unpacked
+	// Unsigned accepts the bundle as it stands. It has to be said: without it the
 	// bundle needs a signature.
 	Unsigned bool
 	// Key must have signed the bundle: its .signatures.json lists every file that
@@ -168,7 +169,7 @@ func New(ctx context.Context, cfg Config) (*Policy, error) {
 	return p, nil
 }
 
-// Reload compiles the directories again and puts them in use at once. On an
+// Reload compiles the bundles again and puts them in use at once. On an
 // error the rules that were in use stay in use, and Status says so.
 func (p *Policy) Reload(ctx context.Context) error {
 	p.reload.Lock()

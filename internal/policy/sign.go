@@ -16,7 +16,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/util"
 )
 
-// A signed bundle is a directory as opa sign leaves it: beside the files stands
+// A signed bundle is as opa sign leaves it: beside the files stands
 // .signatures.json with one JWT, whose payload lists files with their digests. A
 // file that counts and is not listed refuses the bundle, and so does a listed one
 // that is missing or differs.
@@ -46,12 +46,12 @@ var (
 	errAlgorithm = errors.New("want ES256, RS256, PS256 or EdDSA")
 )
 
-// verify holds files, which are those of root that count, against the signature.
-func verify(root *os.Root, files []file, key *Key) error {
+// verify holds files, which are those of t that count, against the signature.
+func verify(t source, files []file, key *Key) error {
 	if !slices.Contains(algorithms, key.Algorithm) {
 		return fmt.Errorf("key %s: algorithm %q: %w", key.ID, key.Algorithm, errAlgorithm)
 	}
-	raw, err := readFile(root, signaturesFile, maxSignatures)
+	raw, err := t.read(signaturesFile, maxSignatures)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: it has no .signatures.json: sign it with pvault policy sign", ErrSignature)
 	} else if err != nil {
@@ -63,7 +63,7 @@ func verify(root *os.Root, files []file, key *Key) error {
 	if err := dec.Decode(&sc); err != nil {
 		return fmt.Errorf("%w: .signatures.json: %w", ErrSignature, err)
 	}
-	if sc.Plugin != "" {
+	if sc.Plugin != "" && sc.Plugin != "_default" { // opa build names its own
 		return fmt.Errorf("%w: .signatures.json names a plugin; there are none here", ErrSignature)
 	}
 	config := opabundle.NewVerificationConfig(map[string]*opabundle.KeyConfig{
@@ -88,7 +88,7 @@ func verify(root *os.Root, files []file, key *Key) error {
 		if _, ok := counted[name]; ok {
 			continue
 		}
-		if counted[name], err = readFile(root, filepath.FromSlash(name), maxBundleBytes); err != nil {
+		if counted[name], err = t.read(name, maxBundleBytes); err != nil {
 			return fmt.Errorf("%w: it lists %s: %w", ErrSignature, name, err)
 		}
 	}
@@ -100,62 +100,93 @@ func verify(root *os.Root, files []file, key *Key) error {
 	return nil
 }
 
-// Verify reads the bundle in dir and holds it against key, without compiling it.
-// It returns how many files count.
-func Verify(dir string, key Key) (int, error) {
-	files, err := Bundle{Dir: dir, Key: &key}.read()
+// Verify reads the bundle at a path, a directory or an archive, and holds it against
+// key, without compiling it. It returns how many files count.
+func Verify(at string, key Key) (int, error) {
+	b := BundleAt(at)
+	b.Key = &key
+	files, err := b.read()
 	return len(files), err
 }
 
-// Sign writes .signatures.json into the bundle in dir, over the files that count,
-// and returns their names. key is the private one in PEM.
-func Sign(dir string, keyID, algorithm string, key []byte) ([]string, error) {
+// Sign writes .signatures.json into the bundle at a path, a directory or an archive,
+// over the files that count, and returns their names. key is the private one in PEM.
+func Sign(at string, keyID, algorithm string, key []byte) ([]string, error) {
 	if !slices.Contains(algorithms, algorithm) {
 		return nil, fmt.Errorf("algorithm %q: %w", algorithm, errAlgorithm)
 	}
 	if !bytes.HasPrefix(key, []byte("-----BEGIN")) {
 		return nil, errors.New("the key is not in PEM")
 	}
-	root, err := os.OpenRoot(dir)
+	b := BundleAt(at).OnTrial() // a signature that stands there is about to be replaced
+	t, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
-	// A signature that stands there is about to be replaced.
-	if err := root.Remove(signaturesFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	files, err := Bundle{Dir: dir, Unsigned: true}.read()
+	defer t.Close()
+	files, err := b.filesOf(t, false)
 	if err != nil {
 		return nil, err
 	}
+	names, raw, err := sign(files, keyID, algorithm, key)
+	if err != nil {
+		return nil, err
+	}
+	switch t := t.(type) {
+	case *archive:
+		whole, err := t.write(signaturesFile, raw)
+		if err != nil {
+			return nil, fmt.Errorf("write archive: %w", err)
+		}
+		return names, replace(at, whole)
+	case dirTree:
+		return names, t.root.WriteFile(signaturesFile, raw, 0o644)
+	}
+	return nil, fmt.Errorf("%s: neither a directory nor an archive", at)
+}
+
+// sign returns the names of files and the signature over them.
+func sign(files []file, keyID, algorithm string, key []byte) (names []string, signature []byte, err error) {
 	hasher, err := opabundle.NewSignatureHasher(opabundle.SHA256)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	infos := make([]opabundle.FileInfo, len(files))
-	names := make([]string, len(files))
 	for i := range files {
 		var value any = files[i].data
 		if opabundle.IsStructuredDoc(files[i].path) {
 			if err := util.Unmarshal(files[i].data, &value); err != nil {
-				return nil, fmt.Errorf("%s: %w", files[i].path, err)
+				return nil, nil, fmt.Errorf("%s: %w", files[i].path, err)
 			}
 		}
 		sum, err := hasher.HashFile(value)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", files[i].path, err)
+			return nil, nil, fmt.Errorf("%s: %w", files[i].path, err)
 		}
-		names[i] = files[i].path
+		names = append(names, files[i].path)
 		infos[i] = opabundle.NewFile(files[i].path, hex.EncodeToString(sum), opabundle.SHA256.String())
 	}
 	token, err := opabundle.GenerateSignedToken(infos, opabundle.NewSigningConfig(string(key), algorithm, ""), keyID)
 	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
+		return nil, nil, fmt.Errorf("sign: %w", err)
 	}
 	raw, err := json.MarshalIndent(opabundle.SignaturesConfig{Signatures: []string{token}}, "", "  ")
+	return names, append(raw, '\n'), err
+}
+
+// replace puts a file in the place of another at once: a daemon that reloads sees
+// one of the two.
+func replace(at string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(at), ".pvault-sign-")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return names, root.WriteFile(signaturesFile, append(raw, '\n'), 0o644)
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), at)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }

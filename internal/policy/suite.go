@@ -32,11 +32,11 @@ type TestResult struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Test runs the rules named test_… of the *_test.rego files in dir, with the same
-// built-ins that rules have in the daemon. It needs no signature: a test decides
-// nothing.
-func Test(ctx context.Context, dir string) (Suite, error) {
-	files, err := Bundle{Dir: dir, Unsigned: true}.testFiles()
+// Test runs the rules named test_… of the *_test.rego files in the bundle at a path, a
+// directory or an archive, with the same built-ins that rules have in the daemon. It
+// needs no signature: a test decides nothing.
+func Test(ctx context.Context, at string) (Suite, error) {
+	files, err := BundleAt(at).OnTrial().files(true)
 	if err != nil {
 		return Suite{}, err
 	}
@@ -97,13 +97,6 @@ func Test(ctx context.Context, dir string) (Suite, error) {
 		return s, errors.New("no rule named test_… in a *_test.rego file")
 	}
 	return s, nil
-}
-
-// testFiles returns the files that count and the tests beside them, whether or not
-// the bundle is signed.
-func (b Bundle) testFiles() ([]file, error) {
-	b.ignoreSignature = true
-	return b.files(true)
 }
 
 // Try evaluates one query of the bundles in cfg over an input document, as a hook
