@@ -17,7 +17,7 @@ func (a *app) policy() *cobra.Command {
 		Use: "policy", Short: "Test, try, sign and explain the operator's rules", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.policyTest(), a.policyEval(), a.policyLint(), a.policyExplain(), a.policyReplay(), a.policySign(), a.policyVerify())
+	c.AddCommand(a.policyTest(), a.policyEval(), a.policyLint(), a.policyExplain(), a.policyLog(), a.policyReplay(), a.policySign(), a.policyVerify())
 	return c
 }
 

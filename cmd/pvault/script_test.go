@@ -1,6 +1,9 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +42,8 @@ func TestMain(m *testing.M) {
 //	capture NAME PATTERN         set $NAME to the first group of PATTERN in the
 //	                             output of the last command
 //	exits CODE COMMAND...        run COMMAND and want that exit code
+//	keypair NAME                 write NAME.key and NAME.pub
+//	tarball FILE DIR             write the files of DIR into a tar.gz archive
 func TestScript(t *testing.T) {
 	server := buildEcho(t)
 	testscript.Run(t, testscript.Params{
@@ -58,6 +64,7 @@ func TestScript(t *testing.T) {
 			"capture": capture,
 			"exits":   exits,
 			"keypair": keyPair,
+			"tarball": tarball,
 		},
 	})
 }
@@ -88,6 +95,32 @@ func keyPair(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600))
+}
+
+// tarball packs a directory as opa build names its files.
+func tarball(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: tarball FILE DIR")
+	}
+	var out bytes.Buffer
+	gz := gzip.NewWriter(&out)
+	tw := tar.NewWriter(gz)
+	root := ts.MkAbs(args[1])
+	ts.Check(filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name := "/" + filepath.ToSlash(strings.TrimPrefix(path, root+string(filepath.Separator)))
+		err = tw.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Typeflag: tar.TypeReg, Size: int64(len(b))})
+		_, err2 := tw.Write(b)
+		return errors.Join(err, err2)
+	}))
+	ts.Check(errors.Join(tw.Close(), gz.Close()))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), out.Bytes(), 0o600))
 }
 
 // giveServer makes dir a directory that pvault server add can install from.

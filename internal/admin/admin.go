@@ -222,7 +222,22 @@ type Frame struct {
 	Exit     *int            `json:"exit,omitempty"`
 	Server   *Server         `json:"server,omitempty"`
 	Event    json.RawMessage `json:"event,omitempty"`
+	Left     string          `json:"left,omitempty"` // why an event is not here, or not whole: dropped or bare
 	Error    *Error          `json:"error,omitempty"`
+}
+
+// Why an event of the decision log is not in its frame, or not whole.
+const (
+	LeftDropped = "dropped" // data.system.log.drop says so
+	LeftBare    = "bare"    // a rule about the log failed, so that what it could have hidden is not there
+)
+
+// A DecisionsRequest chooses decisions; the zero one takes them all.
+type DecisionsRequest struct {
+	From   uint64       // first index in the ledger
+	Since  time.Time    // not before; zero is the beginning
+	Run    vault.TaskID // of one task; empty is all
+	Follow bool         // wait for more
 }
 
 // An Error is what the API answers instead of a result.
@@ -298,6 +313,8 @@ type Backend interface {
 	RemoveServer(ctx context.Context, approver, name string) error                            // signed
 
 	Tail(ctx context.Context, from uint64, run vault.TaskID, follow, disclose bool, out func(Frame) error) error
+	// Decisions yields the decisions on record in the form of OPA's decision log.
+	Decisions(ctx context.Context, r DecisionsRequest, out func(Frame) error) error
 	Prove(ctx context.Context, index uint64) ([]byte, error)
 	// Metrics writes metrics in the text format of Prometheus, Samples returns them as
 	// a list of names, labels and values.

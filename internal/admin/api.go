@@ -124,6 +124,14 @@ func (s *API) Handler() http.Handler {
 			return b.Tail(ctx, from, vault.TaskID(q.Get("run")), q.Has("follow"), q.Has("disclose"), out)
 		})
 	})
+	mux.HandleFunc("GET /v1/decisions", func(w http.ResponseWriter, r *http.Request) {
+		in, err := decisionsRequest(r.URL.Query())
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		stream(s, w, r, func(ctx context.Context, out func(Frame) error) error { return b.Decisions(ctx, in, out) })
+	})
 	mux.HandleFunc("GET /v1/events/{index}/proof", func(w http.ResponseWriter, r *http.Request) {
 		index, err := strconv.ParseUint(r.PathValue("index"), 10, 64)
 		if err != nil {
@@ -165,6 +173,36 @@ func (s *API) Handler() http.Handler {
 		return b.Erase(r.Context(), approver, in)
 	}))
 	return s.authenticated(mux)
+}
+
+// decisionsRequest reads the query that [DecisionsRequest.query] writes.
+func decisionsRequest(q url.Values) (r DecisionsRequest, err error) {
+	r.Run, r.Follow = vault.TaskID(q.Get("run")), q.Has("follow")
+	if q.Has("from") {
+		if r.From, err = strconv.ParseUint(q.Get("from"), 10, 64); err != nil {
+			return r, &Error{Code: "invalid", Message: "from: want an index"}
+		}
+	}
+	if q.Has("since") {
+		if r.Since, err = time.Parse(time.RFC3339Nano, q.Get("since")); err != nil {
+			return r, &Error{Code: "invalid", Message: "since: want a time in RFC 3339"}
+		}
+	}
+	return r, nil
+}
+
+func (r *DecisionsRequest) query() url.Values {
+	q := url.Values{"from": {strconv.FormatUint(r.From, 10)}}
+	if r.Run != "" {
+		q.Set("run", string(r.Run))
+	}
+	if !r.Since.IsZero() {
+		q.Set("since", r.Since.Format(time.RFC3339Nano))
+	}
+	if r.Follow {
+		q.Set("follow", "")
+	}
+	return q
 }
 
 // exportRequest reads the query that [ExportRequest.query] writes.

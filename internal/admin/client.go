@@ -287,6 +287,12 @@ func (c *Client) Tail(ctx context.Context, from uint64, run vault.TaskID, follow
 	return c.frames(ctx, http.MethodGet, "/v1/events?"+q.Encode(), nil, "", nil, func(f Frame) error { return out(f.Event) })
 }
 
+// Decisions yields decisions in the form of OPA's decision log: event is empty where
+// left says that it was dropped.
+func (c *Client) Decisions(ctx context.Context, r DecisionsRequest, out func(event json.RawMessage, left string) error) error {
+	return c.frames(ctx, http.MethodGet, "/v1/decisions?"+r.query().Encode(), nil, "", nil, func(f Frame) error { return out(f.Event, f.Left) })
+}
+
 // Prove returns the inclusion proof of one event as a tlog-proof.
 func (c *Client) Prove(ctx context.Context, index uint64) ([]byte, error) {
 	return c.raw(ctx, "/v1/events/"+strconv.FormatUint(index, 10)+"/proof")

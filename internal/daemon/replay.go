@@ -116,7 +116,7 @@ func (r *Replayer) Add(ctx context.Context, raw json.RawMessage) error {
 	}
 	r.out.Calls++
 	before, ok := effectThen(&e)
-	f, err := r.facts(&e)
+	f, err := e.facts(r.runs[l.Run], true)
 	if !ok || err != nil {
 		r.out.Skipped++
 		return nil //nolint:nilerr // what was erased cannot be tried, and is counted
@@ -165,8 +165,9 @@ func effectThen(e *replayed) (v vault.Verdict, ok bool) {
 	return vault.Deny, false
 }
 
-// facts makes what the rules saw out of a record.
-func (r *Replayer) facts(e *replayed) (*vault.Facts, error) {
+// facts makes what the rules saw out of a record and the opening of its run, with or
+// without the context that a record has where there were rules.
+func (e *replayed) facts(known run, context bool) (*vault.Facts, error) {
 	l := &e.Leaf
 	args, err := vault.ParseArgs([]byte(e.Fields["args"]))
 	if err != nil {
@@ -176,7 +177,6 @@ func (r *Replayer) facts(e *replayed) (*vault.Facts, error) {
 	if t := e.Fields["target"]; t != "" {
 		name = t
 	}
-	known := r.runs[l.Run]
 	f := &vault.Facts{
 		Call: &vault.Call{ID: l.Call, Kind: l.Kind, Target: vault.Target{Server: l.Server, Name: name}, Args: args, At: l.Time},
 		Grant: &vault.Grant{
@@ -185,6 +185,9 @@ func (r *Replayer) facts(e *replayed) (*vault.Facts, error) {
 		},
 		Tool:  &vault.Tool{ID: l.Server, Name: name},
 		Grade: l.Grade,
+	}
+	if !context {
+		return f, nil
 	}
 	return f, vault.ParseContext([]byte(e.Fields["context"]), f)
 }

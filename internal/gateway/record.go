@@ -157,7 +157,7 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 	}
 	e.Fields = append([]vault.Field{
 		{Name: "args", Value: f.Call.Args.Bytes()},
-		{Name: "caller", Value: []byte(f.Grant.Agent)},
+		{Name: "caller", Value: []byte(f.Grant.Agent)}, // the call itself does not say it before it was verified
 		{Name: "note", Value: note(reasons)},
 	}, contextField(f)...)
 	receipt, err := g.late(context.WithoutCancel(ctx), e, g.Recorder.Commit)

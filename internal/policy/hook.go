@@ -195,10 +195,15 @@ func newRegoEngine(query string, r *rules, deadline time.Duration, steps int) (*
 	if err != nil {
 		return nil, err
 	}
-	c := &regoEngine{deadline: deadline, steps: steps, needs: r.needs, rules: r, compiler: r.compiler.QueryCompiler()}
+	return r.engine(ref, deadline, steps)
+}
+
+// engine prepares the question for what is at ref.
+func (r *rules) engine(ref ast.Ref, deadline time.Duration, steps int) (c *regoEngine, err error) {
+	c = &regoEngine{deadline: deadline, steps: steps, needs: r.needs, rules: r, compiler: r.compiler.QueryCompiler()}
 	c.query, err = c.compiler.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(result), ast.NewTerm(ref))))
 	if err != nil {
-		return nil, fmt.Errorf("prepare %s: %w", query, err)
+		return nil, fmt.Errorf("prepare %s: %w", ref, err)
 	}
 	return c, nil
 }

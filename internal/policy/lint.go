@@ -80,6 +80,9 @@ func Lint(ctx context.Context, cfg Config) ([]Finding, error) {
 func unknownInput(modules map[string]*ast.Module) []Finding {
 	var out []Finding
 	for _, m := range modules {
+		if m.Package.Path.HasPrefix(logPackage) {
+			continue // its input is an event of the decision log
+		}
 		ast.WalkRefs(m, func(ref ast.Ref) bool {
 			if !ref[0].Equal(ast.InputRootDocument) || len(ref) < 2 {
 				return false
@@ -178,6 +181,11 @@ func unusedRules(r *rules, hooks []Hook) []Finding {
 			for _, rule := range r.compiler.GetRules(ref) {
 				visit(rule)
 			}
+		}
+	}
+	for _, ref := range []ast.Ref{logMask, logDrop} {
+		for _, rule := range r.compiler.GetRules(ref) {
+			visit(rule)
 		}
 	}
 	var out []Finding

@@ -23,6 +23,7 @@ import (
 // A state is one loaded configuration. It never changes.
 type state struct {
 	hooks    []hook
+	log      *logRules // nil without bundles
 	revision vault.Digest
 }
 
@@ -37,11 +38,8 @@ type rules struct {
 }
 
 func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error) {
-	switch {
-	case len(cfg.Bundles) == 0 && len(cfg.Hooks) == 0:
+	if len(cfg.Bundles) == 0 && len(cfg.Hooks) == 0 {
 		return &state{}, nil
-	case !slices.ContainsFunc(cfg.Hooks, func(h Hook) bool { return h.Query != "" }) && len(cfg.Bundles) > 0:
-		return nil, errors.New("bundles are configured but no hook asks them: add policy.hooks with at: tool.call and a query")
 	}
 	var files []file
 	for _, b := range cfg.Bundles {
@@ -59,6 +57,14 @@ func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error)
 		}
 	}
 	s := &state{hooks: make([]hook, len(cfg.Hooks)), revision: revision(cfg, files)}
+	if r != nil {
+		if !slices.ContainsFunc(cfg.Hooks, func(h Hook) bool { return h.Query != "" }) && !r.masksLogs(ctx) {
+			return nil, errors.New("bundles are configured but no hook asks them: add policy.hooks with at: tool.call and a query")
+		}
+		if s.log, err = r.logRules(); err != nil {
+			return nil, err
+		}
+	}
 	for i, h := range cfg.Hooks {
 		if s.hooks[i], err = h.compile(r, client); err != nil {
 			return nil, fmt.Errorf("hook %d: %w", i+1, err)
