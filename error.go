@@ -62,6 +62,7 @@ const (
 	CodeCallArgsDiffer Code = "call.args_differ" // same id, other arguments
 	CodeCallUnknown    Code = "call.unknown"     // an earlier attempt with this id has no known outcome
 	CodeCallClosed     Code = "call.closed"      // ran before; its result is no longer kept
+	CodePermitted      Code = "call.permitted"   // another gateway has the effect; no denial
 	CodeTaskClosed     Code = "task.closed"
 	CodeBusy           Code = "busy" // a bound on concurrent work was reached
 

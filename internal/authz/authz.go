@@ -8,7 +8,7 @@
 //
 // It promises that whatever is not a clear yes is a no: a question that cannot be
 // read, a caller that cannot be authenticated, and a decision that needs a person
-// first all deny, with the reason beside it.
+// first all deny, with the reason beside it, and each is on record.
 package authz
 
 import (
@@ -31,6 +31,9 @@ type Config struct {
 	// Decide takes a call through every stage. A nil error is a yes; every other
 	// error is a *vault.Denial.
 	Decide func(ctx context.Context, call *vault.Call) (vault.Result, error)
+	// Refuse records that a question was refused before it became a call, and returns
+	// the answer. The call has the credential, which may be nobody's.
+	Refuse func(ctx context.Context, call *vault.Call, d *vault.Denial) *vault.Denial
 	// Agent returns whose the capability of a credential is, empty if it is nobody's.
 	Agent func(ctx context.Context, cred vault.Credential) vault.AgentID
 	// TrustPrincipal takes the SPIFFE ID that Envoy says it authenticated for the
@@ -66,30 +69,49 @@ var (
 	errID     = errors.New("the request id is longer than 128 bytes or not printable")
 )
 
-// call makes the call that a question is about.
-func (d *Doors) call(edge, id string, kind vault.Kind, target string, args vault.Args, cred vault.Credential) (*vault.Call, error) {
-	c := &vault.Call{ID: id, Kind: kind, Args: args, Edge: edge, At: time.Now(), Credential: cred}
+// newCall returns a call that nothing is known of but who makes it.
+func newCall(edge string, cred vault.Credential) *vault.Call {
+	return &vault.Call{ID: vault.NewCallID(), Generated: true, Edge: edge, At: time.Now(), Credential: cred}
+}
+
+// identify gives a call the id that its question has. An empty one is none.
+func identify(c *vault.Call, id string) error {
 	if id == "" {
-		c.ID, c.Generated = vault.NewCallID(), true
+		return nil
 	}
 	if len(id) > maxID || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-		return nil, vault.NewDenial(vault.CodeRequestMalformed, "", errID)
+		return vault.NewDenial(vault.CodeRequestMalformed, "", errID) // it is not fit for a record
 	}
-	if kind == vault.KindEgress {
+	c.ID, c.Generated = id, false
+	return nil
+}
+
+// aim gives a call the target that its question names.
+func (d *Doors) aim(c *vault.Call, target string) error {
+	if c.Kind == vault.KindEgress {
 		if _, _, err := vault.ParseHost(target); err != nil {
-			return nil, vault.NewDenial(vault.CodeRequestMalformed, "", errTarget)
+			return vault.NewDenial(vault.CodeRequestMalformed, "", errTarget)
 		}
 		c.Target.Name = target
-		return c, nil
+		return nil
 	}
 	server, name, ok := strings.Cut(target, ".")
 	if !ok || name == "" {
-		return nil, vault.NewDenial(vault.CodeRequestMalformed, "", errTarget)
+		return vault.NewDenial(vault.CodeRequestMalformed, "", errTarget)
 	}
 	sid, ok := d.c.Server(server)
 	if !ok {
-		return nil, vault.NewDenial(vault.CodeToolUnknown, "", nil)
+		return vault.NewDenial(vault.CodeToolUnknown, "", nil)
 	}
 	c.Server, c.Target = server, vault.Target{Server: sid, Name: name}
-	return c, nil
+	return nil
+}
+
+// decide answers a question: nil is a yes. bad says why it is none.
+func (d *Doors) decide(ctx context.Context, c *vault.Call, bad error) *vault.Denial {
+	if bad != nil {
+		return d.c.Refuse(ctx, c, vault.DenialOf(bad))
+	}
+	_, err := d.c.Decide(ctx, c)
+	return vault.DenialOf(err)
 }

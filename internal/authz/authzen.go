@@ -26,7 +26,8 @@ type action struct {
 // An evaluation is one question. The subject is an agent, who must be the one of the
 // capability that authenticates the request; the action names the kind of call; the
 // resource names the target; the arguments of the call are context.arguments, and
-// context.call_id makes a question that is asked again the same one.
+// context.call_id makes a question that is asked again the same one, which costs
+// nothing. X-Request-ID does not: gateways pass on the one that a client chose.
 type evaluation struct {
 	Subject  *entity         `json:"subject"`
 	Action   *action         `json:"action"`
@@ -64,10 +65,10 @@ func (d *Doors) evaluate(w http.ResponseWriter, r *http.Request) {
 	}
 	var q evaluation
 	if err := decode(body, &q); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		d.garbage(w, r, cred, err)
 		return
 	}
-	answer(w, r, d.ask(r.Context(), &q, r.Header.Get("X-Request-ID"), cred))
+	answer(w, r, d.ask(r.Context(), &q, cred))
 }
 
 func (d *Doors) evaluateAll(w http.ResponseWriter, r *http.Request) {
@@ -77,16 +78,16 @@ func (d *Doors) evaluateAll(w http.ResponseWriter, r *http.Request) {
 	}
 	var b batch
 	if err := decode(body, &b); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		d.garbage(w, r, cred, err)
 		return
 	}
 	semantic, err := semanticOf(b.Options)
 	if err != nil || len(b.Evaluations) > maxQuestions {
-		http.Error(w, fmt.Sprintf("want at most %d evaluations and known options", maxQuestions), http.StatusBadRequest)
+		d.garbage(w, r, cred, fmt.Errorf("want at most %d evaluations and known options", maxQuestions))
 		return
 	}
 	if len(b.Evaluations) == 0 { // the specification: without them it is a single one
-		answer(w, r, d.ask(r.Context(), &b.evaluation, r.Header.Get("X-Request-ID"), cred))
+		answer(w, r, d.ask(r.Context(), &b.evaluation, cred))
 		return
 	}
 	out := struct {
@@ -105,7 +106,7 @@ func (d *Doors) evaluateAll(w http.ResponseWriter, r *http.Request) {
 		if q.Context == nil {
 			q.Context = b.Context
 		}
-		one := d.ask(r.Context(), &q, "", cred)
+		one := d.ask(r.Context(), &q, cred)
 		out.Evaluations = append(out.Evaluations, one)
 		if semantic == "deny_on_first_deny" && !one.Decision || semantic == "permit_on_first_permit" && one.Decision {
 			break
@@ -147,6 +148,12 @@ func (d *Doors) open(w http.ResponseWriter, r *http.Request) (cred vault.Credent
 	return cred, body, true
 }
 
+// garbage answers what is no question, and has it recorded.
+func (d *Doors) garbage(w http.ResponseWriter, r *http.Request, cred vault.Credential, err error) {
+	d.c.Refuse(r.Context(), newCall("authzen", cred), vault.NewDenial(vault.CodeRequestMalformed, "", err))
+	http.Error(w, err.Error(), http.StatusBadRequest)
+}
+
 // decode holds a body to I-JSON before it is read: a key twice could be read one way
 // here and another way by whoever asks.
 func decode(body []byte, into any) error {
@@ -160,15 +167,10 @@ func decode(body []byte, into any) error {
 }
 
 // ask decides one question.
-func (d *Doors) ask(ctx context.Context, q *evaluation, id string, cred vault.Credential) decided {
-	call, err := d.question(ctx, q, id, cred)
-	if err == nil {
-		_, err = d.c.Decide(ctx, call)
-	}
-	if err != nil {
-		return decided{Context: vault.DenialOf(err)}
-	}
-	return decided{Decision: true}
+func (d *Doors) ask(ctx context.Context, q *evaluation, cred vault.Credential) decided {
+	call := newCall("authzen", cred)
+	denial := d.decide(ctx, call, d.question(ctx, call, q))
+	return decided{Decision: denial == nil, Context: denial}
 }
 
 var (
@@ -177,38 +179,39 @@ var (
 	errAction   = errors.New("the action is no kind of call")
 )
 
-func (d *Doors) question(ctx context.Context, q *evaluation, id string, cred vault.Credential) (*vault.Call, error) {
+// question makes c the call that q is about.
+func (d *Doors) question(ctx context.Context, c *vault.Call, q *evaluation) error {
 	bad := func(err error) error { return vault.NewDenial(vault.CodeRequestMalformed, "", err) }
 	if q.Subject == nil || q.Action == nil || q.Resource == nil {
-		return nil, bad(errQuestion)
+		return bad(errQuestion)
 	}
-	if q.Subject.Type != "agent" || q.Subject.ID == "" || vault.AgentID(q.Subject.ID) != d.c.Agent(ctx, cred) {
-		return nil, vault.NewDenial(vault.CodeProof, "", errSubject)
+	if q.Subject.Type != "agent" || q.Subject.ID == "" || vault.AgentID(q.Subject.ID) != d.c.Agent(ctx, c.Credential) {
+		return vault.NewDenial(vault.CodeProof, "", errSubject)
 	}
 	kind, err := vault.ParseKind(q.Action.Name)
 	if err != nil || kind == vault.KindServerRequest || q.Resource.Type != string(kind) {
-		return nil, bad(errAction)
+		return bad(errAction)
 	}
+	c.Kind = kind
 	var more struct {
 		Arguments json.RawMessage `json:"arguments"`
 		CallID    string          `json:"call_id"`
 	}
 	if q.Context != nil {
 		if err := json.Unmarshal(q.Context, &more); err != nil {
-			return nil, bad(err)
+			return bad(err)
 		}
+	}
+	if err := identify(c, more.CallID); err != nil {
+		return err
 	}
 	if more.Arguments == nil {
 		more.Arguments = json.RawMessage("{}")
 	}
-	args, err := vault.ParseArgs(more.Arguments)
-	if err != nil {
-		return nil, err
+	if c.Args, err = vault.ParseArgs(more.Arguments); err != nil {
+		return err
 	}
-	if more.CallID != "" {
-		id = more.CallID
-	}
-	return d.call("authzen", id, kind, q.Resource.ID, args, cred)
+	return d.aim(c, q.Resource.ID)
 }
 
 func answer(w http.ResponseWriter, r *http.Request, v any) {

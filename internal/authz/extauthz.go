@@ -52,12 +52,9 @@ var (
 
 // Check decides one request.
 func (e *envoy) Check(ctx context.Context, r *auth.CheckRequest) (*auth.CheckResponse, error) {
-	call, err := e.call(r)
-	if err == nil {
-		_, err = e.doors.c.Decide(ctx, call)
-	}
-	if err != nil {
-		return refused(vault.DenialOf(err)), nil
+	call := newCall("ext_authz", vault.Credential{})
+	if d := e.doors.decide(ctx, call, e.read(call, r)); d != nil {
+		return refused(d), nil
 	}
 	return &auth.CheckResponse{
 		Status: &rpc.Status{Code: int32(codes.OK)},
@@ -89,22 +86,23 @@ func refused(d *vault.Denial) *auth.CheckResponse {
 	}
 }
 
-// call reads the attributes of a check.
-func (e *envoy) call(r *auth.CheckRequest) (*vault.Call, error) {
+// read makes c the call that a check is about. Who asks comes first: what is wrong
+// with the rest is then on record as theirs.
+func (e *envoy) read(c *vault.Call, r *auth.CheckRequest) (err error) {
 	h := r.GetAttributes().GetRequest().GetHttp()
 	if h == nil {
-		return nil, vault.NewDenial(vault.CodeRequestMalformed, "", errNoRequest)
+		return vault.NewDenial(vault.CodeRequestMalformed, "", errNoRequest)
+	}
+	c.Kind = vault.KindEgress
+	if c.Credential, err = e.credential(r, h); err != nil {
+		return err
 	}
 	if h.GetScheme() != "https" {
-		return nil, vault.NewDenial(vault.CodeRequestMalformed, "", errScheme)
-	}
-	cred, err := e.credential(r, h)
-	if err != nil {
-		return nil, err
+		return vault.NewDenial(vault.CodeRequestMalformed, "", errScheme)
 	}
 	body, err := bodyOf(h)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	args := map[string]any{"method": h.GetMethod(), "path": h.GetPath()}
 	if body != "" {
@@ -115,17 +113,19 @@ func (e *envoy) call(r *auth.CheckRequest) (*vault.Call, error) {
 	}
 	raw, err := json.Marshal(args)
 	if err != nil {
-		return nil, vault.NewDenial(vault.CodeRequestMalformed, "", err)
+		return vault.NewDenial(vault.CodeRequestMalformed, "", err)
 	}
-	document, err := vault.ParseArgs(raw)
-	if err != nil {
-		return nil, err
+	if c.Args, err = vault.ParseArgs(raw); err != nil {
+		return err
 	}
 	host, err := hostOf(h.GetHost())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return e.doors.call("ext_authz", h.GetId(), vault.KindEgress, host, document, cred)
+	if err := identify(c, h.GetId()); err != nil {
+		return err
+	}
+	return e.doors.aim(c, host)
 }
 
 // bodyOf returns the body of a request, which has to be all of it: what is decided

@@ -29,8 +29,11 @@ func FuzzCheck(f *testing.F) {
 		if proto.Unmarshal(raw, &r) != nil {
 			t.Skip()
 		}
-		asked := 0
-		e := &envoy{doors: New(Config{Decide: func(_ context.Context, c *vault.Call) (vault.Result, error) {
+		asked, refused := 0, 0
+		e := &envoy{doors: New(Config{Refuse: func(_ context.Context, c *vault.Call, d *vault.Denial) *vault.Denial {
+			refused++
+			return d
+		}, Decide: func(_ context.Context, c *vault.Call) (vault.Result, error) {
 			asked++
 			if c.Kind != vault.KindEgress || len(c.Credential.Chain) == 0 {
 				t.Errorf("decided on %+v", c)
@@ -40,6 +43,9 @@ func FuzzCheck(f *testing.F) {
 		res, err := e.Check(t.Context(), &r)
 		if err != nil || codes.Code(res.GetStatus().GetCode()) == codes.OK && asked != 1 {
 			t.Errorf("%v, %v after %d decisions", res, err, asked)
+		}
+		if asked+refused != 1 {
+			t.Errorf("%d decisions and %d refusals are on record", asked, refused)
 		}
 	})
 }

@@ -25,13 +25,13 @@ func (d *Daemon) openDoors(ctx context.Context) error {
 			return s.ID, err == nil
 		},
 		Decide: func(ctx context.Context, call *vault.Call) (vault.Result, error) {
+			var check func(context.Context, *vault.Call) error
 			if call.Kind == vault.KindEgress {
-				if err := egress.Check(ctx, call); err != nil {
-					return vault.Result{}, err
-				}
+				check = egress.Check
 			}
-			return d.gateway.Decide(ctx, call)
+			return d.gateway.Decide(ctx, call, check)
 		},
+		Refuse: d.refuseEarly,
 		Agent: func(ctx context.Context, cred vault.Credential) vault.AgentID {
 			g, err := d.verifier.Attend(ctx, &vault.Call{Credential: cred})
 			if err != nil {

@@ -3,11 +3,15 @@ package daemon_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -37,6 +41,7 @@ func TestAuthZEN(t *testing.T) {
 		if token != "" {
 			req.Header.Set("Authorization", "Bearer "+token)
 		}
+		req.Header.Set("X-Request-ID", "chosen-by-a-client") // and the same for all of them
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -52,6 +57,7 @@ func TestAuthZEN(t *testing.T) {
 		return `{"subject":{"type":"agent","id":"` + agent + `"},"action":{"name":"` + action + `"},"resource":{"type":"` + action + `","id":"` + resource + `"},"context":` + context + `}`
 	}
 	me := string(task.Agent)
+	var wantRefused []vault.Code
 	for _, tt := range []struct {
 		name, body string
 		yes        bool
@@ -81,6 +87,9 @@ func TestAuthZEN(t *testing.T) {
 		if *got.Decision != tt.yes || !tt.yes && got.Context.Reason.Code != tt.code {
 			t.Errorf("%s: %s, want %v %s", tt.name, b, tt.yes, tt.code)
 		}
+		if !tt.yes {
+			wantRefused = append(wantRefused, tt.code)
+		}
 	}
 	if n := up.ran("a") + up.ran("b") + up.ran("c"); n != 0 {
 		t.Errorf("%d calls ran: a decision has no effect", n)
@@ -88,6 +97,24 @@ func TestAuthZEN(t *testing.T) {
 	phases := slices.DeleteFunc(r.phases(task.ID, vault.KindTool)["c-1"], func(p string) bool { return p == string(vault.PhaseRefused) })
 	if want := []string{string(vault.PhaseIntent), string(vault.PhaseDone)}; !slices.Equal(phases, want) {
 		t.Errorf("a permit is on record as %v, want %v", phases, want)
+	}
+	// Each refusal is an event, also of what was no question about a call.
+	var refused []vault.Code
+	for _, rec := range r.records(task.ID) {
+		switch rec.Leaf.Phase {
+		case string(vault.PhaseRefused):
+			refused = append(refused, vault.Code(rec.Leaf.Reason))
+			if rec.Fields["caller"] != me {
+				t.Errorf("a refusal is on record as of %q", rec.Fields["caller"])
+			}
+		case string(vault.PhaseDone):
+			if rec.Leaf.Reason != string(vault.CodePermitted) {
+				t.Errorf("a permit is on record as %q, which claims an effect", rec.Leaf.Reason)
+			}
+		}
+	}
+	if !slices.Equal(refused, wantRefused) {
+		t.Errorf("refused on record: %v, want %v", refused, wantRefused)
 	}
 
 	for name, c := range map[string]struct {
@@ -210,4 +237,69 @@ func TestExtAuthz(t *testing.T) {
 	if res, err := client.Check(t.Context(), req); err != nil || res.Status.Message != string(vault.CodeProof) {
 		t.Errorf("a capability of somebody else: %v, %v", res, err)
 	}
+}
+
+// TestDoorRecovery kills the daemon between the intent of a permit and its answer:
+// the answer never came, and what was on its way is unknown, paid for and tainting.
+func TestDoorRecovery(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	point := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		once.Do(func() { close(arrived) })
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+		fmt.Fprint(w, `{"decision":true}`)
+	}))
+	t.Cleanup(point.Close)
+	p := newProgram(t, pvaultBinary(t))
+	socket := filepath.Join(p.dir, "x")
+	yaml, err := os.ReadFile(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(string(yaml), "{http: off,", "{http: off, bearer: true,", 1) +
+		fmt.Sprintf("doors: {ext_authz: %s}\npolicy: {hooks: [{at: tool.result, engine: http, url: %s, deadline: 1m}]}\n", socket, point.URL)
+	if err := os.WriteFile(p.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	task := p.mintBound(online("go through Envoy", "", "{host: api.example.com, methods: [GET], path: /v1/*}"), "bearer")
+	ask := func(id string) (*auth.CheckResponse, error) {
+		conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			return nil, err
+		}
+		defer conn.Close()
+		return auth.NewAuthorizationClient(conn).Check(t.Context(), &auth.CheckRequest{Attributes: &auth.AttributeContext{Request: &auth.AttributeContext_Request{Http: &auth.AttributeContext_HttpRequest{
+			Id: id, Scheme: "https", Method: "GET", Host: "api.example.com", Path: "/v1/accounts", Headers: map[string]string{"authorization": "Bearer " + task.Token},
+		}}}})
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		if res, err := ask("c-flight"); err == nil {
+			t.Errorf("an answer came out of a dead daemon: %v", res)
+		}
+	}()
+	<-arrived
+	p.kill()
+	<-gone
+	close(release)
+	p.start()
+	if got, want := p.phases(task.ID, vault.KindEgress)["c-flight"], []string{string(vault.PhaseIntent), string(vault.PhaseUnknown)}; !slices.Equal(got, want) {
+		t.Errorf("on record as %v, want %v", got, want)
+	}
+	for _, rec := range p.records(task.ID) {
+		if l := rec.Leaf; l.Call == "c-flight" && (l.Refund || l.Phase == string(vault.PhaseIntent) && len(l.Debits) == 0) {
+			t.Errorf("it is not paid for: %+v", l)
+		}
+	}
+	for id, want := range map[string]vault.Code{"c-flight": vault.CodeCallUnknown, "c-next": vault.CodeApprovalRequired} {
+		if res, err := ask(id); err != nil || res.GetStatus().GetMessage() != string(want) {
+			t.Errorf("%s: %v, %v: want %q", id, res, err, want)
+		}
+	}
+	p.wantSound()
 }

@@ -193,19 +193,21 @@ func (a authorised) RoundTrip(r *http.Request) (*http.Response, error) {
 // A record is one event as pvault audit tail --json prints it.
 type record struct {
 	Leaf struct {
-		Index   uint64  `json:"idx"`
-		Run     string  `json:"run"`
-		Call    string  `json:"call_id"`
-		Class   string  `json:"class"`
-		Phase   string  `json:"phase"`
-		Verdict string  `json:"verdict"`
-		Reason  string  `json:"reason"`
-		Kind    string  `json:"kind"`
-		Tool    string  `json:"tool"`
-		Grade   string  `json:"grade"`
-		Proof   string  `json:"proof"`
-		Intent  *uint64 `json:"intent_idx"`
-		SameUID bool    `json:"same_uid"`
+		Index   uint64        `json:"idx"`
+		Run     string        `json:"run"`
+		Call    string        `json:"call_id"`
+		Class   string        `json:"class"`
+		Phase   string        `json:"phase"`
+		Verdict string        `json:"verdict"`
+		Reason  string        `json:"reason"`
+		Kind    string        `json:"kind"`
+		Tool    string        `json:"tool"`
+		Grade   string        `json:"grade"`
+		Proof   string        `json:"proof"`
+		Intent  *uint64       `json:"intent_idx"`
+		Debits  []vault.Debit `json:"debits"`
+		Refund  bool          `json:"refund"`
+		SameUID bool          `json:"same_uid"`
 	} `json:"leaf"`
 	Fields map[string]string `json:"fields"`
 }

@@ -80,10 +80,16 @@ func withoutTransforms(in []vault.Obligation) []vault.Obligation {
 }
 
 // knownObligations refuses a decision with an obligation that nobody will meet.
-func knownObligations(d vault.Decision) error {
+// outside says that another gateway has the effect: it sends the arguments that it
+// has and gets the result.
+func knownObligations(d vault.Decision, outside bool) error {
 	for _, o := range d.Obligations {
 		switch o.Type {
-		case vault.ObligeTransform, vault.ObligeRedact, vault.ObligeLabel, vault.ObligeNotify:
+		case vault.ObligeTransform, vault.ObligeRedact:
+			if outside {
+				return vault.NewDenial(vault.CodePolicyError, "", fmt.Errorf("obligation %q is for who has the effect, and that is another gateway", o.Type))
+			}
+		case vault.ObligeLabel, vault.ObligeNotify:
 		default:
 			return vault.NewDenial(vault.CodePolicyError, "", fmt.Errorf("unknown obligation %q", o.Type))
 		}

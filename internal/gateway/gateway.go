@@ -241,7 +241,7 @@ func (g *Gateway) judge(ctx context.Context, f *vault.Facts) (d decided, err err
 	if err != nil {
 		return decided{}, err
 	}
-	return d, knownObligations(d.decision)
+	return d, knownObligations(d.decision, f.Outside)
 }
 
 // signed holds the proof of a call against the risk of its target, which only the
@@ -383,14 +383,24 @@ func (g *Gateway) fail(ctx context.Context, f *vault.Facts, e *entry, a admissio
 // release checks, scans and labels a result, records the outcome, and hands the
 // result out. The outcome has its place in the ledger before the last byte leaves.
 func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stream, a admission, res vault.Result) (vault.Result, error) {
-	o := outcome{phase: vault.PhaseDone, intent: s.intent, settled: g.Tasks.settle(a.debits, a.ran)}
+	o := outcome{phase: vault.PhaseDone, intent: s.intent}
+	executed := vault.ExecutedYes
+	if f.Outside {
+		executed = vault.ExecutedNo // unless the permit is handed out
+		o.reason = vault.Reason{Code: vault.CodePermitted, Detail: "another gateway has the effect, and what became of it is not known here"}
+	} else {
+		o.settled = g.Tasks.settle(a.debits, a.ran)
+	}
 	if res.IsError {
 		o.phase, o.reason = vault.PhaseFailed, vault.Reason{Code: vault.CodeToolError}
 	}
 	var denied *vault.Denial
 	g.stage(ctx, StageRelease)
 	err := guard("release", func() error {
-		if !res.IsError && !res.Partial && !f.Outside {
+		if f.Outside {
+			return nil // the result is our own word
+		}
+		if !res.IsError && !res.Partial {
 			if err := g.Catalogue.CheckResult(ctx, f.Call, f.Tool, res.Raw); err != nil {
 				return err
 			}
@@ -407,12 +417,12 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	})
 	if err != nil {
 		denied = vault.DenialOf(err)
-		denied.Verdict, denied.Executed, denied.Retry = "withheld", vault.ExecutedYes, vault.RetryNever
+		denied.Verdict, denied.Executed, denied.Retry = "withheld", executed, vault.RetryNever
 		o.reason = denied.Reason
 	}
 	if s.dead() {
 		// Results of revoked calls are recorded, not delivered.
-		denied = revokedDenial(&vault.Denial{Executed: vault.ExecutedYes})
+		denied = revokedDenial(&vault.Denial{Executed: executed})
 		o.reason = denied.Reason
 	}
 	switch {
@@ -433,7 +443,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 	if err != nil {
 		g.Tasks.closes(e, vault.PhaseUnknown)
 		d := vault.NewDenial(vault.CodeLedger, "", fmt.Errorf("record outcome: %w", err))
-		d.Verdict, d.Executed = "error", vault.ExecutedYes
+		d.Verdict, d.Executed = "error", executed
 		return vault.Result{}, d
 	}
 	g.Tasks.closes(e, o.phase)

@@ -159,8 +159,8 @@ func TestFailedMasksHideEverything(t *testing.T) {
 
 func TestDrop(t *testing.T) {
 	for rules, dropped := range map[string]bool{
-		`drop if input.vault.tool == "pay.transfer"`:                         true,
-		`drop := false`:                                                      false,
+		`drop if input.vault.tool == "pay.transfer"`: true,
+		`drop := false`: false,
 		`drop if input.vault.tool == "mail.send"`:                            false,
 		"drop if input.path == \"p/decision\"\nmask contains \"/labels/id\"": true, // the mask is not asked any more
 	} {
