@@ -3,6 +3,9 @@ package daemon_test
 import (
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,22 +13,33 @@ import (
 	"github.com/pilox/vault"
 	"github.com/pilox/vault/internal/admin"
 	"github.com/pilox/vault/internal/daemon"
+	"github.com/pilox/vault/internal/policy"
 )
 
-// hooked starts a daemon with one CEL hook, which can go online.
+// hooked starts a daemon with one hook, which can go online. Without an expression it
+// is a rule in Rego that is undefined.
 func hooked(t *testing.T, in *internet, at, expr string) *rig {
 	t.Helper()
+	hook, bundles := daemon.Hook{At: at, Engine: "cel", Expr: expr}, []daemon.Bundle(nil)
+	if expr == "" {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "p.rego"), []byte("package p\n\ndecision := true if input.hook == \"nowhere\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		hook, bundles = daemon.Hook{At: at, Query: "data.p.decision"}, []daemon.Bundle{{Dir: dir, Unsigned: true}}
+	}
 	return startOnline(t, in, func(c *daemon.Config) {
-		c.Policy.Hooks = []daemon.Hook{{At: at, Engine: "cel", Expr: expr}}
+		c.Policy.Hooks, c.Policy.Bundles = []daemon.Hook{hook}, bundles
 		c.Approvals.Wait, c.Approvals.Timeout = time.Millisecond, time.Minute
 		c.Listen.Bearer = true
 	})
 }
 
 // TestHookPointsAreWired lets the operator's rules refuse at every moment at which
-// authority is given or used. Each moment is tried with a rule that refuses it and
-// with one that cannot be evaluated, which refuses too; a rule that has nothing
-// against it lets it through.
+// authority is given or used. Each moment is tried with a rule that refuses it, with
+// one that cannot be evaluated and with one that says nothing, which refuse too, each
+// with its own reason; a rule that has nothing against it lets it through. The end of
+// a task cannot be refused: there the reason stands in its last record.
 func TestHookPointsAreWired(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts many daemons")
@@ -44,11 +58,43 @@ func TestHookPointsAreWired(t *testing.T) {
 		}
 		return codeIn(err.Error())
 	}
+	var points []string
 	for _, tt := range []struct {
 		at    string
 		expr  string // holds where nothing is wrong
 		moves func(t *testing.T, r *rig, in *internet) vault.Code
 	}{
+		{"tool.call", `input.call.tool == "act" && input.event == null && input.call.args.id == "c"`, func(t *testing.T, r *rig, in *internet) vault.Code {
+			a := r.call(task(r), "up", "act", `{"id":"c"}`)
+			if a.Denial == nil {
+				return ""
+			}
+			if a.Denial.Executed != vault.ExecutedNo {
+				t.Errorf("denied with %+v", a.Denial)
+			}
+			return a.Denial.Reason.Code
+		}},
+		{"session.end", `input.event.why == "closed by the operator" && input.task.id.startsWith("t-") && input.call == null`, func(t *testing.T, r *rig, in *internet) vault.Code {
+			a := task(r)
+			if err := r.admin.CloseTask(t.Context(), a.ID); err != nil {
+				t.Errorf("the end of a task was refused: %v", err)
+			}
+			wantDenied(t, r.call(a, "up", "act", `{"id":"after"}`), vault.CodeCapabilityRevoked, vault.ExecutedNo)
+			var last record
+			for _, rec := range r.records(a.ID) {
+				if rec.Leaf.Class == string(vault.ClassTask) {
+					last = rec
+				}
+			}
+			code := vault.Code(last.Leaf.Reason)
+			if last.Leaf.Phase != string(vault.PhaseClosed) || strings.Contains(last.Fields["by"], "objects") != (code != vault.CodeTaskClosed) {
+				t.Errorf("the last record of the task is %+v", last)
+			}
+			if code == vault.CodeTaskClosed {
+				return ""
+			}
+			return code
+		}},
 		{"token.mint", `input.event.budgets.calls <= 50 && input.event.grants.exists(g, g.server == "up") && input.event.life_s == 1800`, func(t *testing.T, r *rig, in *internet) vault.Code {
 			r.addURL("up", up.url)
 			_, err := r.admin.MintTask(t.Context(), admin.TaskRequest{File: []byte(taskFor("meet a hook", 50, "up.act: {args: any}")), Bind: "peer"}, approverName, r.approver)
@@ -99,15 +145,16 @@ func TestHookPointsAreWired(t *testing.T) {
 		}},
 		{"token.delegate", `input.event.holder.startsWith("channel ")`, func(t *testing.T, r *rig, in *internet) vault.Code {
 			err := r.admin.Run(timeout(t, 20*time.Second), admin.RunRequest{Token: task(r).Token, Argv: []string{"/nowhere"}}, func(admin.Frame) error { return nil })
-			if c := codeOf(err); c == vault.CodePolicyDenied || c == vault.CodePolicyError {
+			if c := codeOf(err); strings.HasPrefix(string(c), "policy_") {
 				return c
 			}
 			return "" // it got as far as the program that is not there
 		}},
 	} {
+		points = append(points, tt.at)
 		t.Run(tt.at, func(t *testing.T) {
 			t.Parallel()
-			for want, expr := range map[vault.Code]string{"": tt.expr, vault.CodePolicyDenied: "!(" + tt.expr + ")", vault.CodePolicyError: "input.event.nothing == 1"} {
+			for want, expr := range map[vault.Code]string{"": tt.expr, vault.CodePolicyDenied: "!(" + tt.expr + ")", vault.CodePolicyError: "input.task.nothing == 1", vault.CodePolicyUndefined: ""} {
 				in := newInternet(t)
 				r := hooked(t, in, tt.at, expr)
 				if got := tt.moves(t, r, in); got != want {
@@ -116,11 +163,29 @@ func TestHookPointsAreWired(t *testing.T) {
 			}
 		})
 	}
+	wantEveryPoint(t, points)
+}
+
+// wantEveryPoint holds the points that were tried against those that a configuration
+// can name.
+func wantEveryPoint(t *testing.T, tried []string) {
+	t.Helper()
+	_, err := policy.New(t.Context(), policy.Config{Hooks: []policy.Hook{{At: "nowhere", Engine: policy.CEL, Expr: "true"}}})
+	if err == nil {
+		t.Fatal("a hook stands nowhere")
+	}
+	_, list, ok := strings.Cut(err.Error(), "hooks stand at ")
+	known := strings.Split(list, ", ")
+	slices.Sort(known)
+	slices.Sort(tried)
+	if !ok || !slices.Equal(known, tried) {
+		t.Errorf("tried %v of %v", tried, known)
+	}
 }
 
 // codeIn returns the policy's code that a text names, else the text.
 func codeIn(text string) vault.Code {
-	for _, c := range []vault.Code{vault.CodePolicyDenied, vault.CodePolicyError} {
+	for _, c := range []vault.Code{vault.CodePolicyDenied, vault.CodePolicyError, vault.CodePolicyUndefined} {
 		if strings.Contains(text, string(c)) {
 			return c
 		}

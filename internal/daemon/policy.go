@@ -155,10 +155,12 @@ func (d *Daemon) hookConnect(ctx context.Context, f *vault.Facts, host string, t
 	return denied(d.policy.At(ctx, policy.AtEgressConnect, f, map[string]any{"host": host, "address": to.Addr().String(), "port": int(to.Port())}))
 }
 
-// hookEnd tells the rules that a task is over. Nothing can be refused any more, so
-// an objection is logged.
-func (d *Daemon) hookEnd(ctx context.Context, grant *vault.Grant, why string) {
-	if err := d.hook(ctx, policy.AtSessionEnd, grant, map[string]any{"why": why}); err != nil {
-		d.log.WarnContext(ctx, "the policy objects to the end of a task", "task", string(grant.Task), "err", err)
+// hookEnd tells the rules that a task is over and returns their objection, if any.
+// Nothing can be refused any more, so it is for the record.
+func (d *Daemon) hookEnd(ctx context.Context, grant *vault.Grant, why string) *vault.Denial {
+	objection := vault.DenialOf(d.hook(ctx, policy.AtSessionEnd, grant, map[string]any{"why": why}))
+	if objection != nil {
+		d.log.WarnContext(ctx, "the policy objects to the end of a task", "task", string(grant.Task), "err", objection)
 	}
+	return objection
 }

@@ -307,13 +307,20 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 		return err
 	}
 	d.upstreams.EndTask(d.tenant, row.ID)
-	d.hookEnd(ctx, &vault.Grant{Tenant: d.tenant, Task: row.ID, Principal: row.Principal}, why)
+	last := &vault.Event{
+		Run: row.ID, Class: vault.ClassTask, Phase: vault.PhaseClosed, Verdict: vault.Allow, Reason: vault.CodeTaskClosed,
+		Fields: []vault.Field{{Name: "by", Value: []byte(why)}},
+	}
+	if o := d.hookEnd(ctx, &vault.Grant{Tenant: d.tenant, Task: row.ID, Principal: row.Principal}, why); o != nil {
+		last.Reason, last.Policy = o.Reason.Code, d.policy.Revision()
+		last.Fields[0].Value = fmt.Appendf(nil, "%s; the policy objects: %s", why, o.Reason.Detail)
+	}
 	idle := d.gateway.Tasks.Idle(row.ID)
 	t := time.NewTimer(closeWait)
 	defer t.Stop()
 	select {
 	case <-idle:
-		return d.closeRun(ctx, row.ID, why)
+		return d.closeRun(ctx, last)
 	case <-t.C:
 	}
 	if d.ctx.Err() != nil {
@@ -322,7 +329,7 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 	d.work.Go(func() {
 		select {
 		case <-idle:
-			if err := d.closeRun(d.ctx, row.ID, why); err != nil {
+			if err := d.closeRun(d.ctx, last); err != nil {
 				d.log.ErrorContext(d.ctx, "run not closed", "task", string(row.ID), "err", err)
 			}
 		case <-d.ctx.Done():
@@ -332,16 +339,12 @@ func (d *Daemon) closeTask(ctx context.Context, row store.Task, why string) erro
 }
 
 // closeRun writes the last record of a run in which nothing is in flight.
-func (d *Daemon) closeRun(ctx context.Context, id vault.TaskID, why string) error {
-	_, err := d.ledger.Commit(ctx, &vault.Event{
-		Run: id, Class: vault.ClassTask, Phase: vault.PhaseClosed, Verdict: vault.Allow, Reason: vault.CodeTaskClosed,
-		Fields: []vault.Field{{Name: "by", Value: []byte(why)}},
-	})
-	if err != nil {
+func (d *Daemon) closeRun(ctx context.Context, last *vault.Event) error {
+	if _, err := d.ledger.Commit(ctx, last); err != nil {
 		return err
 	}
-	d.gateway.Tasks.Forget(id)
-	d.gateway.Autonomy.Forget(id)
+	d.gateway.Tasks.Forget(last.Run)
+	d.gateway.Autonomy.Forget(last.Run)
 	return nil
 }
 
