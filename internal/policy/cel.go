@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/checker"
 	"cel.dev/cel-go/common/types/ref"
 
 	"github.com/pilox/vault"
@@ -67,11 +68,55 @@ func compileCEL(text string, env func() (*cel.Env, error), boolean bool) (*progr
 	if t := tree.OutputType(); boolean && !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
 		return nil, fmt.Errorf("the expression is a %s: want true or false", t)
 	}
+	if cost, err := worstCost(e, tree, 0); err != nil {
+		return nil, fmt.Errorf("estimate its cost: %w", err)
+	} else if cost > celCost {
+		return nil, fmt.Errorf("the expression can cost %d on an empty input, and %d stop it: loop over fewer constants", cost, celCost)
+	}
 	p, err := e.Program(tree, cel.CostLimit(celCost), cel.InterruptCheckFrequency(celInterrupt), cel.EvalOptions(cel.OptOptimize))
 	if err != nil {
 		return nil, err
 	}
 	return &program{p}, nil
+}
+
+// worstCost estimates what an expression costs at most if each text and list of the
+// input has up to size bytes or elements. What the input can have at most says
+// nothing: a single loop over 100,000 values costs six times the limit, and most
+// calls have three.
+func worstCost(e *cel.Env, tree *cel.Ast, size uint64) (uint64, error) {
+	c, err := e.EstimateCost(tree, sizes(size))
+	return c.Max, err
+}
+
+// sizes is an estimator for which everything in the input may have one size.
+type sizes uint64
+
+func (s sizes) EstimateSize(checker.AstNode) *checker.SizeEstimate {
+	return &checker.SizeEstimate{Max: uint64(s)}
+}
+
+func (s sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
+	return nil
+}
+
+// celSample is the size for which lint says that an expression is costly. Three loops
+// inside each other are then beyond the limit, and two are not.
+const celSample = 64
+
+// costly reports whether an expression over the input of a hook can be stopped on an
+// input with a few dozen elements in each list.
+func costly(text string) (cost uint64, yes bool) {
+	e, err := celEnvs.hook()
+	if err != nil {
+		return 0, false
+	}
+	tree, issues := e.Compile(text)
+	if issues.Err() != nil {
+		return 0, false
+	}
+	cost, err = worstCost(e, tree, celSample)
+	return cost, err == nil && cost > celCost
 }
 
 // eval evaluates p. deadline bounds it beside the cost.

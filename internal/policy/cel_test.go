@@ -65,6 +65,7 @@ func TestCaveatsThatDoNotCompile(t *testing.T) {
 		"a function of the network":  `http.get("https://x.example")`,
 		"a clock":                    `now() > timestamp("2026-01-01T00:00:00Z")`,
 		"too long":                   `args.to == "` + strings.Repeat("x", celText) + `"`,
+		"loops over its own lists":   `[[1,2,3,4,5,6,7,8,9,10]].all(l, l.all(a, l.all(b, l.all(c, l.all(d, l.all(e, a+b+c+d+e > 0))))))`,
 		"too deep":                   strings.Repeat("(", 200) + "true" + strings.Repeat(")", 200),
 	} {
 		if _, err := CompileCaveat(text); err == nil {

@@ -68,6 +68,9 @@ func Lint(ctx context.Context, cfg Config) ([]Finding, error) {
 		if strings.TrimSpace(h.Expr) == "true" {
 			out = append(out, Finding{"always-allows", where, "its expression is true for every call"})
 		}
+		if cost, yes := costly(h.Expr); h.Expr != "" && yes {
+			out = append(out, Finding{"costly", where, fmt.Sprintf("with %d elements in each list it can cost %d, and %d stop it: such a call is refused as policy_error", celSample, cost, celCost)})
+		}
 		if r != nil && h.Query != "" {
 			out = append(out, queryRules(r, where, h.Query)...)
 		}

@@ -70,6 +70,22 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// A CEL expression whose loops multiply is pointed out; one that a few dozen elements
+// cannot stop is not.
+func TestLintCost(t *testing.T) {
+	for expr, want := range map[string]int{
+		`input.call.args.to.all(x, x.endsWith("@example.com"))`:                                                0,
+		`input.call.args.a.all(x, input.call.args.b.all(y, x != y))`:                                           0,
+		`input.call.args.a.all(x, input.call.args.b.all(y, input.call.args.c.all(z, x != y && y != z)))`:       1,
+		`input.call.args.a.map(x, input.call.args.b.map(y, input.call.args.c.map(z, x + y + z))).size() > 0.0`: 1,
+	} {
+		found, err := policy.Lint(t.Context(), policy.Config{Hooks: []policy.Hook{{At: policy.AtToolCall, Engine: policy.CEL, Expr: expr}}})
+		if err != nil || len(found) != want || want > 0 && found[0].Code != "costly" {
+			t.Errorf("%s: %v, %v", expr, found, err)
+		}
+	}
+}
+
 func TestTry(t *testing.T) {
 	b := bundle(t, map[string]string{"p.rego": "package p\ndecision := {\"effect\": \"deny\"} if input.call.args.amount > 5\n"})
 	cfg := policy.Config{Bundles: []policy.Bundle{b}}
