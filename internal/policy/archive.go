@@ -71,15 +71,16 @@ func (a *archive) read(name string, most int) ([]byte, error) {
 }
 
 func openArchive(at string) (*archive, error) {
-	dir, base := filepath.Split(at)
-	root, err := os.OpenRoot(filepath.Clean(dir))
+	at, err := filepath.EvalSymlinks(at) // the newest of several is often a link
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(filepath.Dir(at))
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
-	// A directory of archives is often one with links to the newest: they are followed
-	// inside it, and what is read is read once.
-	raw, err := readFile(root, base, maxBundleBytes)
+	raw, err := readFile(root, filepath.Base(at), maxBundleBytes)
 	if err != nil {
 		return nil, err
 	}

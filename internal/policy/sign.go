@@ -177,12 +177,20 @@ func sign(files []file, keyID, algorithm string, key []byte) (names []string, si
 // replace puts a file in the place of another at once: a daemon that reloads sees
 // one of the two.
 func replace(at string, content []byte) error {
+	at, err := filepath.EvalSymlinks(at)
+	if err != nil {
+		return err
+	}
+	old, err := os.Stat(at)
+	if err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Dir(at), ".pvault-sign-")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, f.Chmod(old.Mode().Perm()), f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), at)
 	}
 	if err != nil {
