@@ -150,7 +150,7 @@ func (d *Doors) open(w http.ResponseWriter, r *http.Request) (cred vault.Credent
 
 // garbage answers what is no question, and has it recorded.
 func (d *Doors) garbage(w http.ResponseWriter, r *http.Request, cred vault.Credential, err error) {
-	d.c.Refuse(r.Context(), newCall("authzen", cred), vault.NewDenial(vault.CodeRequestMalformed, "", err))
+	_ = d.c.Refuse(r.Context(), newCall("authzen", cred), vault.NewDenial(vault.CodeRequestMalformed, "", err))
 	http.Error(w, err.Error(), http.StatusBadRequest)
 }
 

@@ -37,7 +37,7 @@ func (a *archive) Close() error { return nil }
 
 func (a *archive) each(f func(name string) error) error {
 	for _, name := range slices.Sorted(maps.Keys(a.files)) {
-		if dir, _, ok := cutLast(name); ok && hidden(dir) {
+		if dir, ok := parent(name); ok && hidden(dir) {
 			continue
 		}
 		if err := f(name); err != nil {
@@ -47,13 +47,13 @@ func (a *archive) each(f func(name string) error) error {
 	return nil
 }
 
-// cutLast splits a name into its directory and the rest.
-func cutLast(name string) (dir, base string, ok bool) {
+// parent returns the directory of a name, if it is not the top.
+func parent(name string) (dir string, ok bool) {
 	i := strings.LastIndexByte(name, '/')
 	if i < 0 {
-		return "", name, false
+		return "", false
 	}
-	return name[:i], name[i+1:], true
+	return name[:i], true
 }
 
 // hidden reports whether a directory or one above it is.
@@ -84,7 +84,11 @@ func openArchive(at string) (*archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readArchive(raw)
+	a, err := readArchive(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
+	return a, nil
 }
 
 var (
@@ -146,7 +150,7 @@ func readArchive(raw []byte) (*archive, error) {
 		return nil, errTrailing
 	}
 	for name := range a.files { // a file is no directory of another
-		for dir, _, ok := cutLast(name); ok; dir, _, ok = cutLast(dir) {
+		for dir, ok := parent(name); ok; dir, ok = parent(dir) {
 			if _, file := a.files[dir]; file {
 				return nil, fmt.Errorf("%s: in the archive as a file and as a directory", dir)
 			}

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"cel.dev/cel-go/cel"
-	"cel.dev/cel-go/checker"
+	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/types/ref"
 
 	"github.com/pilox/vault"
@@ -68,10 +68,10 @@ func compileCEL(text string, env func() (*cel.Env, error), boolean bool) (*progr
 	if t := tree.OutputType(); boolean && !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
 		return nil, fmt.Errorf("the expression is a %s: want true or false", t)
 	}
-	if cost, err := worstCost(e, tree, 0); err != nil {
+	if worst, err := worstCost(e, tree, 0); err != nil {
 		return nil, fmt.Errorf("estimate its cost: %w", err)
-	} else if cost > celCost {
-		return nil, fmt.Errorf("the expression can cost %d on an empty input, and %d stop it: loop over fewer constants", cost, celCost)
+	} else if worst > celCost {
+		return nil, fmt.Errorf("the expression can cost %d on an empty input, and %d stop it: loop over fewer constants", worst, celCost)
 	}
 	p, err := e.Program(tree, cel.CostLimit(celCost), cel.InterruptCheckFrequency(celInterrupt), cel.EvalOptions(cel.OptOptimize))
 	if err != nil {
@@ -92,11 +92,11 @@ func worstCost(e *cel.Env, tree *cel.Ast, size uint64) (uint64, error) {
 // sizes is an estimator for which everything in the input may have one size.
 type sizes uint64
 
-func (s sizes) EstimateSize(checker.AstNode) *checker.SizeEstimate {
-	return &checker.SizeEstimate{Max: uint64(s)}
+func (s sizes) EstimateSize(cost.AstNode) *cost.SizeEstimate {
+	return &cost.SizeEstimate{Max: uint64(s)}
 }
 
-func (s sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
+func (s sizes) EstimateCallCost(string, string, *cost.AstNode, []cost.AstNode) *cost.CallEstimate {
 	return nil
 }
 
@@ -106,7 +106,7 @@ const celSample = 64
 
 // costly reports whether an expression over the input of a hook can be stopped on an
 // input with a few dozen elements in each list.
-func costly(text string) (cost uint64, yes bool) {
+func costly(text string) (worst uint64, yes bool) {
 	e, err := celEnvs.hook()
 	if err != nil {
 		return 0, false
@@ -115,8 +115,8 @@ func costly(text string) (cost uint64, yes bool) {
 	if issues.Err() != nil {
 		return 0, false
 	}
-	cost, err = worstCost(e, tree, celSample)
-	return cost, err == nil && cost > celCost
+	worst, err = worstCost(e, tree, celSample)
+	return worst, err == nil && worst > celCost
 }
 
 // eval evaluates p. deadline bounds it beside the cost.
