@@ -43,6 +43,8 @@ func TestCompleteConfig(t *testing.T) {
 		{"a store that is not here", "store: mysql://u:hunter2@x", "want sqlite or postgres"},
 		{"a bundle nobody signed", "policy: {bundles: [{dir: p}], hooks: [{at: tool.call, query: data.x}]}", "unsigned: true"},
 		{"a bundle signed by a key that is not there", "policy: {bundles: [{dir: p, signing: {keyid: k1}}], hooks: [{at: tool.call, query: data.x}]}", "no key"},
+		{"a bundle of nothing", "policy: {bundles: [{name: main, unsigned: true}], hooks: [{at: tool.call, query: data.x}]}", "want dir"},
+		{"a bundle of two things", "policy: {bundles: [{dir: p, file: p.tar.gz, unsigned: true}], hooks: [{at: tool.call, query: data.x}]}", "want dir"},
 		{"a bundle nobody asks", "policy: {bundles: [{dir: p, unsigned: true}]}", "no hook asks"},
 		{"a principal on anybody's word", "doors: {ext_authz: '127.0.0.1:9000', trust_principal: true}", "a socket"},
 		{"a grade that is none", "sandbox: {min_grade: Z}", "min_grade"},
