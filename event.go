@@ -40,7 +40,7 @@ const (
 	ClassRevocation Class = "revocation" // a link, agent, task or everything
 	ClassServer     Class = "server"     // registered, reviewed, quarantined, removed
 	ClassDaemon     Class = "daemon"     // started, stopped, self-test, key announced
-	ClassAccess     Class = "access"     // refused before a task is known, summed
+	ClassAccess     Class = "access"     // refused beside a call: before a task is known, summed; or by the rules at a hook point
 	ClassErasure    Class = "erasure"    // a field, or the key of a run: opened when ordered, closed when done
 )
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -93,6 +94,7 @@ func (a *app) printDecision(raw json.RawMessage) error {
 	var e struct {
 		Timestamp  time.Time `json:"timestamp"`
 		DecisionID string    `json:"decision_id"`
+		Input      any       `json:"input"`
 		Result     any       `json:"result"`
 		Error      any       `json:"error"`
 		Erased     []any     `json:"erased"`
@@ -107,7 +109,7 @@ func (a *app) printDecision(raw json.RawMessage) error {
 	if err := decodeEvent(raw, &e); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.out, "%8d  %s  %-5s %-24s %s", e.Vault.Seq, e.Timestamp.Format(time.RFC3339), e.Vault.Effect, visible(e.Vault.Tool), visible(e.DecisionID))
+	_, err := fmt.Fprintf(a.out, "%8d  %s  %-5s %-24s %s", e.Vault.Seq, e.Timestamp.Format(time.RFC3339), e.Vault.Effect, visible(cmp.Or(e.Vault.Tool, member(e.Input, "hook"))), visible(e.DecisionID))
 	for _, part := range []string{firstReason(e.Result), member(e.Error, "message"), counted("erased", len(e.Erased)), counted("masked", len(e.Masked))} {
 		if err == nil && part != "" {
 			_, err = fmt.Fprintf(a.out, "  %s", visible(part))

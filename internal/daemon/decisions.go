@@ -90,7 +90,8 @@ func (l *decisionLog) first(ctx context.Context, r admin.DecisionsRequest) (uint
 
 // event returns the decision that a record is, nil if it is none.
 func (l *decisionLog) event(ctx context.Context, rec *ledger.Record) (*policy.LogEvent, error) {
-	if rec.Class != vault.ClassCall {
+	beside := rec.Class == vault.ClassAccess && rec.Phase == vault.PhaseRefused // at a hook point, which stands for the tool
+	if rec.Class != vault.ClassCall && !beside {
 		return nil, nil
 	}
 	raw, err := eventJSON(rec)
@@ -125,6 +126,10 @@ func (l *decisionLog) event(ctx context.Context, rec *ledger.Record) (*policy.Lo
 	}
 	if i := slices.IndexFunc(reasons, func(n noted) bool { return n.Code == vault.CodePolicyError }); i >= 0 {
 		e.Error = &policy.LogError{Code: string(vault.CodePolicyError), Message: reasons[i].Detail}
+	}
+	if beside {
+		e.Vault.Tool, e.Input = "", map[string]any{"version": 1, "hook": rec.Tool}
+		return e, nil // what else the rules saw there no record has
 	}
 	if rec.Phase.Closes() {
 		return e, nil // the rules saw a result, which is for its own record to tell

@@ -79,12 +79,15 @@ result := input.call.args.id != "withheld"
 	}
 	r := startOnline(t, in, func(c *daemon.Config) {
 		c.Policy.Bundles = []daemon.Bundle{{Dir: dir, Unsigned: true}}
-		c.Policy.Hooks = []daemon.Hook{{At: "tool.call", Query: "data.p.decision"}, {At: "tool.result", Query: "data.p.result", Kinds: []string{"tool"}}}
+		c.Policy.Hooks = []daemon.Hook{{At: "tool.call", Query: "data.p.decision"}, {At: "tool.result", Query: "data.p.result", Kinds: []string{"tool"}}, {At: "token.mint", Engine: "cel", Expr: `input.task.purpose != "never"`}}
 	})
 	up := newUpstream(t, "act", "ask")
 	r.addURL("up", up.url)
 	task := r.mint(taskFor("leave decisions", 50, "up.act: {args: any}", "up.ask: {args: any, ask: default}"))
 	before := time.Now()
+	if _, err := r.admin.MintTask(t.Context(), admin.TaskRequest{File: []byte(taskFor("never", 1, "up.act: {args: any}")), Bind: "peer"}, approverName, r.approver); err == nil {
+		t.Error("a task that the rules refuse was minted")
+	}
 	for _, id := range []string{"fine", "no", "withheld", "dropped"} {
 		if _, err := r.admin.Call(t.Context(), admin.CallRequest{Token: task.Token, ID: "c-" + id, Kind: vault.KindTool, Server: "up", Name: "act", Args: []byte(`{"id":"` + id + `"}`)}); err != nil {
 			t.Fatal(err)
@@ -100,7 +103,16 @@ result := input.call.args.id != "withheld"
 	r.send(other, "c-out", "api.example.com", `{"method":"GET","path":"/x"}`)
 
 	lines, dropped := r.decisions(admin.DecisionsRequest{})
-	if dropped != 1 || len(lines) != 7 {
+	for name, l := range lines {
+		if l.Input["hook"] == "token.mint" {
+			if l.Result.Effect != "deny" || len(l.Result.Reasons) != 1 || l.Result.Reasons[0].Code != "policy_denied" || l.Vault.Tool != "" {
+				t.Errorf("a refusal beside a call: %s", l.raw)
+			}
+			delete(lines, name)
+			dropped++
+		}
+	}
+	if dropped != 2 || len(lines) != 7 {
 		t.Errorf("%d events and %d dropped: %v", len(lines), dropped, lines)
 	}
 	for name, want := range map[string]struct{ effect, code, path, tool string }{
@@ -186,7 +198,7 @@ result := input.call.args.id != "withheld"
 		if strings.Contains(l.raw, "example.com") || strings.Contains(l.raw, `"id":"no"`) || l.Input["agent"] != nil || l.Input["principal"] != nil {
 			t.Errorf("%s: erased and in the log: %s", name, l.raw)
 		}
-		if !strings.HasSuffix(name, " done") && len(l.Erased) == 0 {
+		if l.Input["call"] != nil && len(l.Erased) == 0 {
 			t.Errorf("%s: erased without a word: %s", name, l.raw)
 		}
 	}

@@ -160,6 +160,11 @@ func TestHookPointsAreWired(t *testing.T) {
 				if got := tt.moves(t, r, in); got != want {
 					t.Errorf("%s: got %q, want %q", expr, got, want)
 				}
+				if want != "" {
+					eventually(t, "the refusal is on record", func() bool {
+						return slices.ContainsFunc(r.records(""), func(rec record) bool { return rec.Leaf.Reason == string(want) || codeIn(rec.Fields["note"]) == want })
+					})
+				}
 			}
 		})
 	}

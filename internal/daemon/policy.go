@@ -71,14 +71,23 @@ func (d *Daemon) Reload(ctx context.Context) error {
 }
 
 // hook asks the rules at a place beside the call and returns the denial, if any.
-// What happened there has facts of its own: a grant as far as it is known, and no
-// call.
-func (d *Daemon) hook(ctx context.Context, at string, grant *vault.Grant, event any) error {
+// A refusal is on record, in the run if there is one.
+func (d *Daemon) hook(ctx context.Context, at string, run vault.TaskID, grant *vault.Grant, event any) error {
 	if !d.policy.Hooked(at) {
 		return nil
 	}
-	f := &vault.Facts{Call: &vault.Call{ID: vault.NewCallID(), At: time.Now()}, Grant: grant, Tool: new(vault.Tool)}
-	return denied(d.policy.At(ctx, at, f, event))
+	f := beside(grant)
+	err := denied(d.policy.At(ctx, at, f, event))
+	if err != nil {
+		d.gateway.RefuseBeside(ctx, at, run, f, vault.DenialOf(err))
+	}
+	return err
+}
+
+// beside returns the facts of what happens beside a call: a grant as far as it is
+// known, and no call.
+func beside(grant *vault.Grant) *vault.Facts {
+	return &vault.Facts{Call: &vault.Call{ID: vault.NewCallID(), At: time.Now()}, Grant: grant, Tool: new(vault.Tool)}
 }
 
 func denied(v vault.Decision) error {
@@ -122,7 +131,7 @@ func (d *Daemon) hookMint(ctx context.Context, link *capability.Link, approver s
 		Tenant: link.Tenant, Task: link.Task.ID, Agent: link.Agent, Principal: link.Principal, Purpose: link.Task.Purpose,
 		Expires: link.Expires.Time(), MinGrade: link.MinGrade, MayRead: link.MayRead, MaySendTo: link.MaySendTo,
 	}
-	return d.hook(ctx, policy.AtTokenMint, grant, map[string]any{
+	return d.hook(ctx, policy.AtTokenMint, "", grant, map[string]any{
 		"approver": approver, "holder": link.Holder.String(), "life_s": int64(link.Expires.Time().Sub(link.NotBefore.Time()).Seconds()),
 		"depth": depth, "grants": grants, "budgets": budgets,
 	})
@@ -131,18 +140,18 @@ func (d *Daemon) hookMint(ctx context.Context, link *capability.Link, approver s
 // hookAdmit asks about an agent that shows a capability for the first time since
 // the catalogue or the rules changed.
 func (d *Daemon) hookAdmit(ctx context.Context, edge string, grant *vault.Grant) error {
-	return d.hook(ctx, policy.AtAgentAdmit, grant, map[string]any{"edge": edge, "proof": string(grant.Proof), "links": len(grant.Links)})
+	return d.hook(ctx, policy.AtAgentAdmit, grant.Task, grant, map[string]any{"edge": edge, "proof": string(grant.Proof), "links": len(grant.Links)})
 }
 
 // hookDelegate asks about a link that the gateway is about to sign.
 func (d *Daemon) hookDelegate(ctx context.Context, grant *vault.Grant, holder *capability.Holder, why string) error {
-	return d.hook(ctx, policy.AtTokenDelegate, grant, map[string]any{"holder": holder.String(), "agent": string(grant.Agent), "why": why})
+	return d.hook(ctx, policy.AtTokenDelegate, grant.Task, grant, map[string]any{"holder": holder.String(), "agent": string(grant.Agent), "why": why})
 }
 
 // hookResolve asks about a yes before it counts.
 func (d *Daemon) hookResolve(ctx context.Context, q *approval.Question, approver string) error {
 	grant := &vault.Grant{Tenant: vault.Tenant(q.Tenant), Task: vault.TaskID(q.Task), Agent: vault.AgentID(q.Agent), Principal: q.Principal, Purpose: q.Purpose, Chain: q.Chain, Proof: vault.ProofKind(q.Proof)}
-	return d.hook(ctx, policy.AtApprovalResolve, grant, map[string]any{
+	return d.hook(ctx, policy.AtApprovalResolve, grant.Task, grant, map[string]any{
 		"approval_id": q.ID, "approver": approver, "effect": "allow", "kind": q.Kind, "server": q.Server, "tool": q.Tool, "risk": q.Risk,
 	})
 }
@@ -158,7 +167,10 @@ func (d *Daemon) hookConnect(ctx context.Context, f *vault.Facts, host string, t
 // hookEnd tells the rules that a task is over and returns their objection, if any.
 // Nothing can be refused any more, so it is for the record.
 func (d *Daemon) hookEnd(ctx context.Context, grant *vault.Grant, why string) *vault.Denial {
-	objection := vault.DenialOf(d.hook(ctx, policy.AtSessionEnd, grant, map[string]any{"why": why}))
+	if !d.policy.Hooked(policy.AtSessionEnd) {
+		return nil
+	}
+	objection := vault.DenialOf(denied(d.policy.At(ctx, policy.AtSessionEnd, beside(grant), map[string]any{"why": why})))
 	if objection != nil {
 		d.log.WarnContext(ctx, "the policy objects to the end of a task", "task", string(grant.Task), "err", objection)
 	}

@@ -145,28 +145,43 @@ func (g *Gateway) refuse(ctx context.Context, f *vault.Facts, d *vault.Denial) e
 		return d // the asked event stands for it
 	}
 	g.strike(ctx, f, d.Reason.Code)
-	missed, ok := g.Tasks.refusals.allow(f.Grant.Agent)
-	if !ok {
-		return d
-	}
 	e := event(f, vault.PhaseRefused, g.Policy.Revision())
+	e.Fields = append([]vault.Field{
+		{Name: "args", Value: f.Call.Args.Bytes()},
+		{Name: "caller", Value: []byte(f.Grant.Agent)}, // the call itself does not say it before it was verified
+	}, contextField(f)...)
+	g.recordRefusal(ctx, f.Grant.Agent, e, d)
+	return d
+}
+
+// RefuseBeside records that the rules refused something beside a call, at one of
+// their hook points, and gives d its place in the ledger. An empty run is for a task
+// that is not open yet.
+func (g *Gateway) RefuseBeside(ctx context.Context, at string, run vault.TaskID, f *vault.Facts, d *vault.Denial) {
+	d.DecisionID = f.Call.ID
+	e := event(f, vault.PhaseRefused, g.Policy.Revision())
+	e.Class, e.Run, e.Target.Name = vault.ClassAccess, run, at
+	g.recordRefusal(ctx, f.Grant.Agent, e, d)
+}
+
+// recordRefusal records a refusal unless its agent has had too many of them.
+func (g *Gateway) recordRefusal(ctx context.Context, agent vault.AgentID, e *vault.Event, d *vault.Denial) {
+	missed, ok := g.Tasks.refusals.allow(agent)
+	if !ok {
+		return
+	}
 	e.Reason = d.Reason.Code
 	reasons := []vault.Reason{d.Reason}
 	if missed > 0 {
 		reasons = append(reasons, vault.Reason{Code: vault.CodeBusy, Detail: fmt.Sprintf("%d refusals before this one are not on record one by one", missed)})
 	}
-	e.Fields = append([]vault.Field{
-		{Name: "args", Value: f.Call.Args.Bytes()},
-		{Name: "caller", Value: []byte(f.Grant.Agent)}, // the call itself does not say it before it was verified
-		{Name: "note", Value: note(reasons)},
-	}, contextField(f)...)
+	e.Fields = append(e.Fields, vault.Field{Name: "note", Value: note(reasons)})
 	receipt, err := g.late(context.WithoutCancel(ctx), e, g.Recorder.Commit)
 	if err != nil {
-		g.Log.ErrorContext(ctx, "refusal not recorded", "call", f.Call.ID, "err", err)
-		return d
+		g.Log.ErrorContext(ctx, "refusal not recorded", "call", e.Call, "err", err)
+		return
 	}
 	d.Event = &receipt.Index
-	return d
 }
 
 // Refuse records that an edge refused something before it became a call, and
