@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
@@ -17,7 +18,7 @@ func eight(t testing.TB) *policy.Policy {
 	t.Helper()
 	p, err := policy.New(t.Context(), policy.Config{
 		Bundles: []policy.Bundle{{Name: "eight", Dir: "testdata/eight", Unsigned: true}},
-		Hooks:   []policy.Hook{{At: policy.AtToolCall, Match: policy.Match{Tool: []string{"pay.*", "mail.*"}}, Query: "data.vault.toolcall.decision"}},
+		Hooks:   []policy.Hook{{At: policy.AtToolCall, Match: policy.Match{Tool: []string{"pay.*", "mail.*"}}, Query: "data.vault.toolcall.decision", Deadline: time.Minute}}, // a busy host is no reason
 	})
 	if err != nil {
 		t.Fatal(err)
