@@ -75,7 +75,7 @@ decision_id of a denial, which is the id of the call, or the index of its event.
 			each := func(f func(e *explainedEvent) error) error {
 				return client.Tail(cmd.Context(), 0, "", false, true, func(raw json.RawMessage) error {
 					var e explainedEvent
-					if err := decodeEvent(raw, &e); err != nil || e.Leaf.Class != string(vault.ClassCall) {
+					if err := decodeEvent(raw, &e); err != nil || e.Leaf.Call == "" || e.Leaf.Class != string(vault.ClassCall) && e.Leaf.Class != string(vault.ClassAccess) {
 						return err
 					}
 					return f(&e)

@@ -95,8 +95,10 @@ func denied(v vault.Decision) error {
 		return nil
 	}
 	r := v.Reason()
-	out := vault.NewDenial(r.Code, r.Path, errors.New(r.Detail))
-	out.Reason.Detail = r.Detail
+	out := vault.NewDenial(r.Code, r.Path, nil)
+	if out.Reason.Detail = r.Detail; r.Detail != "" {
+		out.Err = errors.New(r.Detail)
+	}
 	return out
 }
 
