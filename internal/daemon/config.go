@@ -440,9 +440,6 @@ func (c *Config) check() error {
 			return fmt.Errorf("policy.bundles[%d]: name the key that signs it with signing: {keyid: …}, or say unsigned: true if you mean it", i)
 		}
 	}
-	if len(c.Policy.Bundles) > 0 && len(c.Policy.Hooks) == 0 {
-		return errors.New("policy.bundles: no hook asks them; add policy.hooks or remove the bundle")
-	}
 	if c.Anchor.Every < time.Second || c.Anchor.Every > 24*time.Hour {
 		return fmt.Errorf("anchor.every %v: want 1s to 24h", c.Anchor.Every)
 	}

@@ -45,7 +45,6 @@ func TestCompleteConfig(t *testing.T) {
 		{"a bundle signed by a key that is not there", "policy: {bundles: [{dir: p, signing: {keyid: k1}}], hooks: [{at: tool.call, query: data.x}]}", "no key"},
 		{"a bundle of nothing", "policy: {bundles: [{name: main, unsigned: true}], hooks: [{at: tool.call, query: data.x}]}", "want dir"},
 		{"a bundle of two things", "policy: {bundles: [{dir: p, file: p.tar.gz, unsigned: true}], hooks: [{at: tool.call, query: data.x}]}", "want dir"},
-		{"a bundle nobody asks", "policy: {bundles: [{dir: p, unsigned: true}]}", "no hook asks"},
 		{"a principal on anybody's word", "doors: {ext_authz: '127.0.0.1:9000', trust_principal: true}", "a socket"},
 		{"a grade that is none", "sandbox: {min_grade: Z}", "min_grade"},
 		{"an issuer that is no URI", "exchange: {aat: [{issuer: partner, jwks: k}]}", "want a URI"},

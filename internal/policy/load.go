@@ -59,7 +59,7 @@ func load(ctx context.Context, cfg *Config, client *http.Client) (*state, error)
 	s := &state{hooks: make([]hook, len(cfg.Hooks)), revision: revision(cfg, files)}
 	if r != nil {
 		if !slices.ContainsFunc(cfg.Hooks, func(h Hook) bool { return h.Query != "" }) && !r.masksLogs(ctx) {
-			return nil, errors.New("bundles are configured but no hook asks them: add policy.hooks with at: tool.call and a query")
+			return nil, errors.New("bundles are configured but no hook asks them: add policy.hooks with at: tool.call and a query, or remove the bundle")
 		}
 		if s.log, err = r.logRules(); err != nil {
 			return nil, err

@@ -38,8 +38,8 @@ import (
 type Config struct {
 	// Bundles have the rules. None is fine only without Hooks.
 	Bundles []Bundle
-	// Hooks wire rules to calls. Bundles without a hook are refused: rules that
-	// are never asked are an oversight.
+	// Hooks wire rules to calls. Bundles without a hook are refused, unless they have
+	// rules about the decision log: rules that are never asked are an oversight.
 	Hooks []Hook
 	// Gateway is what the rules see as input.env.gateway; empty is null.
 	Gateway string
@@ -209,7 +209,7 @@ func (p *Policy) Status() Status {
 }
 
 // Revision identifies everything that Decide depends on: every file of every
-// bundle and the wiring of the hooks. It is zero without hooks. A caller that
+// bundle and the wiring of the hooks. It is zero without either. A caller that
 // binds a decision to a revision reads it before it asks for the decision.
 func (p *Policy) Revision() vault.Digest { return p.state.Load().revision }
 

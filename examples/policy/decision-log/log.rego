@@ -3,7 +3,6 @@
 #
 # policy:
 #   bundles: [{name: log, dir: ./examples/policy/decision-log, unsigned: true}]
-#   hooks: those of your other bundles
 package system.log
 
 # Reads of public data are not worth a line.
