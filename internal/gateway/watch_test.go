@@ -86,7 +86,7 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := g.Decide(t.Context(), call("c-2")); err != nil {
+	if _, err := g.Decide(t.Context(), call("c-2"), nil); err != nil {
 		t.Fatal(err)
 	}
 	g.Scanner = refusing{s}
