@@ -150,38 +150,59 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 	if err != nil {
 		return "", invalid(err)
 	}
-	own := []string{d.conf.Data, d.conf.Socket()}
+	own := []string{d.conf.Data, d.conf.Socket(), d.conf.Telemetry.Metrics.Token, d.conf.Telemetry.Traces.Headers}
 	for _, s := range d.conf.Sinks {
-		if s.File != "" {
-			own = append(own, filepath.Dir(s.File)) // also what was moved aside there
-		}
-		if s.Headers != "" {
-			own = append(own, s.Headers)
-		}
-	}
-	for _, secret := range []string{d.conf.Telemetry.Metrics.Token, d.conf.Telemetry.Traces.Headers} {
-		if secret != "" {
-			own = append(own, secret)
-		}
+		own = append(own, s.Headers)
 	}
 	if write {
 		for _, b := range d.conf.Policy.Bundles {
-			own = append(own, b.Dir)
+			own = append(own, b.Dir, b.File)
 		}
 	}
+	seen := func(o string) error {
+		return invalid(fmt.Errorf("%s would show %s, which is Vault's own, to a sandbox: keep them in different directories", path, o))
+	}
 	for _, o := range own {
-		o, err := filepath.EvalSymlinks(o)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // what is not there cannot be seen
+		real, err := resolve(o)
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("look at %s: %w", o, err)
+		case real != "" && (within(host, real) || within(real, host)):
+			return "", seen(o)
 		}
+	}
+	for _, s := range d.conf.Sinks {
+		if s.File == "" {
+			continue
+		}
+		dir, err := resolve(filepath.Dir(s.File))
 		if err != nil {
-			return "", fmt.Errorf("look at %s: %w", path, err)
+			return "", fmt.Errorf("look at %s: %w", s.File, err)
 		}
-		if within(host, o) || within(o, host) {
-			return "", invalid(fmt.Errorf("%s holds what is Vault's own: no sandbox gets to see that", path))
+		// What was moved aside there is a sink's too; directories beside it are not.
+		info, err := os.Stat(host)
+		if err != nil {
+			return "", invalid(err)
+		}
+		parent := filepath.Dir(host)
+		if dir != "" && (within(dir, host) || !info.IsDir() && within(dir, parent) && within(parent, dir)) {
+			return "", seen(s.File)
 		}
 	}
 	return host, nil
+}
+
+// resolve returns where path really is, empty for none and for what is not there:
+// it cannot be seen.
+func resolve(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return real, err
 }
 
 // recordRun records that a program starts or ended.

@@ -129,7 +129,7 @@ func (r *rig) raw() (out []rawRecord) {
 }
 
 // TestSinkFilesAreOurs: what a sink writes is shown to no sandbox, whether or not it
-// is there yet.
+// is there yet, nor what lies beside it; directories beside it are.
 func TestSinkFilesAreOurs(t *testing.T) {
 	dir := t.TempDir()
 	r := startDaemon(t, func(c *daemon.Config) {
@@ -137,8 +137,20 @@ func TestSinkFilesAreOurs(t *testing.T) {
 	})
 	source := filepath.Join(r.dir, "src")
 	write(t, filepath.Join(source, "server"), "#!/bin/sh\n")
+	moved, beside := filepath.Join(dir, "events.jsonl.1"), filepath.Join(dir, "invoices")
+	write(t, moved, "{}\n")
+	write(t, filepath.Join(beside, "1.txt"), "1\n")
+	other := filepath.Join(filepath.Dir(dir), "other.txt")
+	write(t, other, "x\n")
+	for _, path := range []string{beside, filepath.Join(beside, "1.txt"), other} {
+		reg := daemon.Registration{Source: "path:" + source, Entry: "server", Read: []string{path}, Integrity: "org", Holds: "public"}
+		if _, err := r.tryAddServer("spy", reg); err != nil && strings.Contains(err.Error(), "Vault's own") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 	for _, reg := range []daemon.Registration{
 		{Source: "path:" + source, Entry: "server", Read: []string{dir}, Integrity: "org", Holds: "public"},
+		{Source: "path:" + source, Entry: "server", Read: []string{moved}, Integrity: "org", Holds: "public"},
 		{Source: "path:" + source, Entry: "server", Write: []string{filepath.Dir(dir)}, Integrity: "org", Holds: "public"},
 	} {
 		if _, err := r.tryAddServer("spy", reg); err == nil || !strings.Contains(err.Error(), "Vault's own") {
