@@ -333,7 +333,7 @@ func (s *API) signature(r *http.Request, in any) (string, error) {
 	key, ok := s.Backend.Approver(name)
 	sig, err := base64.StdEncoding.DecodeString(r.Header.Get(headerSignature))
 	if !ok || err != nil {
-		return "", &Error{Code: "approver_required", Message: "unknown approver or malformed signature", Hint: "pvault init makes an approver key"}
+		return "", &Error{Code: "approver_required", Message: "unknown approver or malformed signature", Hint: "pvault init makes an approver key; a daemon that is running knows it after a restart"}
 	}
 	if err := s.challenges.verify(key, r.Header.Get(headerChallenge), r.Method, r.URL.Path, body, sig); err != nil {
 		return "", &Error{Code: "approver_required", Message: err.Error()}

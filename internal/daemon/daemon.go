@@ -46,7 +46,7 @@ import (
 )
 
 // Version is the version of this build.
-const Version = "0.1.0"
+const Version = "0.2.0"
 
 // rootKID names the key that signs root links. A successor gets another name.
 const rootKID = "local-1"
