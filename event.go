@@ -42,6 +42,7 @@ const (
 	ClassDaemon     Class = "daemon"     // started, stopped, self-test, key announced
 	ClassAccess     Class = "access"     // refused beside a call: before a task is known, summed; or by the rules at a hook point
 	ClassErasure    Class = "erasure"    // a field, or the key of a run: opened when ordered, closed when done
+	ClassRecovery   Class = "recovery"   // a ledger follows one that could not go on: opened is its first record
 )
 
 // A Field is a sensitive value of an event. The leaf holds a salted commitment
@@ -65,6 +66,7 @@ var classFields = map[Class][]string{
 	ClassDaemon:     {"note"},
 	ClassAccess:     {"note"},
 	ClassErasure:    {"basis", "by", "what"},
+	ClassRecovery:   {"by", "predecessor", "signature", "why"},
 }
 
 // An Event is what a stage asks the ledger to record. The sequencer assigns

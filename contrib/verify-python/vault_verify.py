@@ -54,6 +54,7 @@ FIELDS = {
     "daemon": ["note"],
     "access": ["note"],
     "erasure": ["basis", "by", "what"],
+    "recovery": ["by", "predecessor", "signature", "why"],
 }
 PHASES = "refused asked intent released done failed cancelled unknown opened closed noted".split()
 PROOFS = ["", "signature", "session", "channel", "peer", "svid", "bearer"]

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pilox/vault"
@@ -93,7 +94,7 @@ func (l *Ledger) lastCheckpoint(head evidence.Head) (evidence.Checkpoint, error)
 	cp, note, err := readCheckpoint(l.cfg.CheckpointFile, l.verifier)
 	if errors.Is(err, fs.ErrNotExist) {
 		if head.Epoch != 0 {
-			return evidence.Checkpoint{}, fmt.Errorf("%w: %s is missing, so nobody can tell; put it back, or start a ledger with a new origin", ErrRollback, l.cfg.CheckpointFile)
+			return evidence.Checkpoint{}, l.missing()
 		}
 		cp = evidence.Checkpoint{Origin: l.cfg.Origin, Root: evidence.NewTree(0).Root()}
 		if note, err = cp.Sign(l.cfg.Key); err == nil {
@@ -107,6 +108,11 @@ func (l *Ledger) lastCheckpoint(head evidence.Head) (evidence.Checkpoint, error)
 	return cp, nil
 }
 
+// missing says that there is no last checkpoint where there was one.
+func (l *Ledger) missing() error {
+	return fmt.Errorf("%w: %s is missing, so nobody can tell; put it back", ErrRollback, l.cfg.CheckpointFile)
+}
+
 func readCheckpoint(path, key string) (evidence.Checkpoint, []byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -118,7 +124,7 @@ func readCheckpoint(path, key string) (evidence.Checkpoint, []byte, error) {
 		return evidence.Checkpoint{}, nil, err
 	}
 	if st.Size() > evidence.MaxCheckpoint {
-		return evidence.Checkpoint{}, nil, fmt.Errorf("read %s: %d bytes is no checkpoint", path, st.Size())
+		return evidence.Checkpoint{}, nil, fmt.Errorf("%w: read %s: %d bytes is no checkpoint", ErrForeign, path, st.Size())
 	}
 	note, err := os.ReadFile(path)
 	if err != nil {
@@ -126,9 +132,19 @@ func readCheckpoint(path, key string) (evidence.Checkpoint, []byte, error) {
 	}
 	cp, _, err := evidence.OpenCheckpoint(note, key)
 	if err != nil {
-		return evidence.Checkpoint{}, nil, fmt.Errorf("read %s: %w", path, err)
+		of := ""
+		if other, parseErr := parseSigned(note); parseErr == nil && !strings.HasPrefix(key, other.Origin+"+") {
+			of = " of " + other.Origin
+		}
+		return evidence.Checkpoint{}, note, fmt.Errorf("%w: read %s%s: %w", ErrForeign, path, of, err)
 	}
 	return cp, note, nil
+}
+
+// parseSigned reads what a signed checkpoint says, whoever signed it.
+func parseSigned(note []byte) (evidence.Checkpoint, error) {
+	text, _, _ := strings.Cut(string(note), "\n\n")
+	return evidence.ParseCheckpoint(text + "\n")
 }
 
 // writeFile replaces a file so that a crash leaves the old or the new one.

@@ -21,8 +21,9 @@ var (
 	// ErrNoField means that a record has no such field, or never had a value in it.
 	ErrNoField = errors.New("the record has no such field")
 	// ErrKept means a field that must stay: a revocation that cannot be read cannot
-	// be obeyed, and an erasure without its basis answers to nobody.
-	ErrKept = errors.New("fields of revocations and erasures are kept")
+	// be obeyed, an erasure without its basis answers to nobody, and without its
+	// recovery nobody finds the ledger before this one.
+	ErrKept = errors.New("fields of revocations, erasures and recoveries are kept")
 	// ErrRunOpen means that the run goes on, and with it what it records.
 	ErrRunOpen = errors.New("the run is open: close its task first")
 )
@@ -50,7 +51,7 @@ func (l *Ledger) EraseField(ctx context.Context, at FieldAt, o Erasure) (vault.R
 		switch {
 		case err != nil:
 			return vault.Receipt{}, fail(err)
-		case e.Class == vault.ClassRevocation || e.Class == vault.ClassErasure:
+		case e.Class == vault.ClassRevocation || e.Class == vault.ClassErasure || e.Class == vault.ClassRecovery:
 			return vault.Receipt{}, fail(ErrKept)
 		}
 	}
@@ -96,6 +97,23 @@ func (l *Ledger) EraseRun(ctx context.Context, run vault.TaskID, o Erasure) (vau
 	r, err := l.erase(ctx, string(run), o, func() error { return l.aeads.erase(run) })
 	if err != nil {
 		return vault.Receipt{}, fail(err)
+	}
+	return r, nil
+}
+
+// EraseEarlier is [Ledger.EraseRun] for a run that the ledger before this one
+// recorded, see [Inspect]: its records are not here, its key is.
+func (l *Ledger) EraseEarlier(ctx context.Context, run vault.TaskID, o Erasure) (vault.Receipt, error) {
+	exists, err := l.cfg.Store.RunExists(ctx, run)
+	if err == nil && (exists || run == "") {
+		err = ErrNoRun
+	}
+	var r vault.Receipt
+	if err == nil {
+		r, err = l.erase(ctx, string(run), o, func() error { return l.aeads.erase(run) })
+	}
+	if err != nil {
+		return vault.Receipt{}, fmt.Errorf("erase earlier run %s: %w", run, err)
 	}
 	return r, nil
 }

@@ -94,13 +94,21 @@ func (l *Ledger) ExportRun(ctx context.Context, w io.Writer, run vault.TaskID, o
 // ExportAll writes the bundle of the whole ledger under a fresh checkpoint.
 func (l *Ledger) ExportAll(ctx context.Context, w io.Writer, o ExportOptions) error {
 	note, cp, err := l.fresh(ctx)
+	if err == nil {
+		err = l.exportAll(ctx, w, note, cp, o)
+	}
 	if err != nil {
 		return fmt.Errorf("export ledger: %w", err)
 	}
+	return nil
+}
+
+// exportAll writes the bundle of all that cp covers, note being its signed form.
+func (l *Ledger) exportAll(ctx context.Context, w io.Writer, note []byte, cp evidence.Checkpoint, o ExportOptions) (err error) {
 	entries := func() iter.Seq2[evidence.Entry, error] { return l.entries(ctx, 0, cp.Size, "") }
 	b := l.bundle(ctx, entries, note, o)
 	if b.Anchors, err = l.anchors(ctx, cp); err != nil {
-		return fmt.Errorf("export ledger: %w", err)
+		return err
 	}
 	b.Scope, b.Count = evidence.ScopeLog, cp.Size
 	b.Hashes = func(yield func(vault.Digest) error) error {
@@ -118,10 +126,8 @@ func (l *Ledger) ExportAll(ctx context.Context, w io.Writer, o ExportOptions) er
 		}
 		return nil
 	}
-	if _, err := b.WriteTo(w); err != nil {
-		return fmt.Errorf("export ledger: %w", err)
-	}
-	return nil
+	_, err = b.WriteTo(w)
+	return err
 }
 
 // fresh returns a checkpoint over all that is on disk.

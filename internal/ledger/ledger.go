@@ -57,6 +57,8 @@ type Store interface {
 	EraseField(ctx context.Context, erased evidence.Sealed) error
 	// PutCheckpoint keeps a signed checkpoint over size leaves.
 	PutCheckpoint(ctx context.Context, size uint64, note []byte) error
+	// Checkpoint returns the newest kept over at most so many leaves; nil if none is.
+	Checkpoint(ctx context.Context, most uint64) (note []byte, size uint64, err error)
 }
 
 // Config says what a ledger is made of.
@@ -123,6 +125,9 @@ var (
 	ErrClosed = errors.New("the ledger is closed")
 	// ErrRollback means that the store does not continue the last checkpoint.
 	ErrRollback = errors.New("the store is older than the last signed checkpoint, or differs from it")
+	// ErrForeign means that the last checkpoint is not by this ledger's key, or of
+	// another ledger than the store.
+	ErrForeign = errors.New("the last signed checkpoint is not of this ledger")
 	// ErrCorrupt means that what the store holds is not what was written.
 	ErrCorrupt = errors.New("the store was changed by another hand")
 	// ErrRunClosed means that the run of an event has its closing record.
@@ -173,8 +178,24 @@ type Ledger struct {
 // starts to sequence. It reads and checks every leaf; that is about a second for
 // every few hundred thousand. It refuses a store that was changed or rolled back.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	l, err := prepare(cfg)
+	if err == nil {
+		err = l.recover(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l.stop = stop
+	l.wg.Go(func() { l.commitLoop(run) })
+	l.wg.Go(func() { l.checkpointLoop(run) })
+	return l, nil
+}
+
+// prepare makes a ledger that has read nothing yet.
+func prepare(cfg Config) (*Ledger, error) {
 	if cfg.Store == nil || cfg.Origin == "" || cfg.Key == nil || cfg.Keys == nil || cfg.CheckpointFile == "" {
-		return nil, errors.New("open ledger: Config needs Store, Origin, Key, Keys and CheckpointFile")
+		return nil, errors.New("Config needs Store, Origin, Key, Keys and CheckpointFile")
 	}
 	cfg.Every = orElse(cfg.Every, time.Second)
 	cfg.Heartbeat = orElse(cfg.Heartbeat, time.Minute)
@@ -188,22 +209,15 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	}
 	vkey, err := evidence.VerifierKey(cfg.Origin, cfg.Key.Public())
 	if err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err)
+		return nil, err
 	}
 	l := &Ledger{
-		cfg: cfg, log: cfg.Log, verifier: vkey,
+		cfg: cfg, log: cfg.Log, verifier: vkey, seq: newSequence(cfg.Origin),
 		wake: make(chan struct{}, 1), urge: make(chan struct{}, 1), grown: make(chan struct{}),
 	}
 	l.space.L = &l.mu
 	l.stager, _ = cfg.Store.(stager)
 	l.aeads.keys = cfg.Keys
-	if err := l.recover(ctx); err != nil {
-		return nil, fmt.Errorf("open ledger: %w", err)
-	}
-	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	l.stop = stop
-	l.wg.Go(func() { l.commitLoop(run) })
-	l.wg.Go(func() { l.checkpointLoop(run) })
 	return l, nil
 }
 

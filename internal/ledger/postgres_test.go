@@ -264,6 +264,11 @@ func testDump(t *testing.T, pg *vaulttest.Postgres, n *int) {
 	if err := r.reopen(); !errors.Is(err, ErrRollback) {
 		t.Fatalf("opened yesterday's store: %v", err)
 	}
+	in, err := Inspect(t.Context(), r.cfg)
+	if err != nil || !errors.Is(in.Problem, ErrRollback) || in.Size != 1 || in.Signed.Size != 2 || !in.Own {
+		t.Fatalf("found %+v, %v", in, err)
+	}
+	archive(t, in, 1)
 	if _, err := os.Stat(filepath.Join(r.dir, "checkpoint")); err != nil {
 		t.Fatal(err)
 	}

@@ -79,19 +79,9 @@ func (l *Ledger) recover(ctx context.Context) error {
 	if head, err = l.cfg.Store.Head(ctx); err != nil {
 		return err
 	}
-	l.seq = newSequence(l.cfg.Origin)
-	re := replay{l: l, last: last, counters: map[string]*counter{}, touched: map[vault.TaskID]map[string]bool{}, open: map[uint64]*evidence.Leaf{}}
-	if last.Size == 0 {
-		re.lastRoot = l.seq.tree.Root()
-	}
-	if err := re.to(ctx, head); err != nil {
+	re, err := l.read(ctx, head, last)
+	if err != nil {
 		return err
-	}
-	switch {
-	case last.Size > head.Size:
-		return fmt.Errorf("%w: it has %d leaves, a checkpoint of %d was signed; put the newer store back, or start a ledger with a new origin", ErrRollback, head.Size, last.Size)
-	case re.lastRoot != last.Root:
-		return fmt.Errorf("%w: its first %d leaves are others than were signed", ErrRollback, last.Size)
 	}
 	// Only now, so that a leader that is well is not stopped for a store that is
 	// not, nor for as long as it takes to read. What it wrote meanwhile comes after.
@@ -110,6 +100,25 @@ func (l *Ledger) recover(ctx context.Context) error {
 	l.seq.epoch = head.Epoch
 	l.durable, l.recovered.Head = head, head
 	return nil
+}
+
+// read reads and checks what is there, up to head, and holds it against the last
+// signed checkpoint. What it read before an error stays.
+func (l *Ledger) read(ctx context.Context, head evidence.Head, last evidence.Checkpoint) (*replay, error) {
+	re := &replay{l: l, last: last, counters: map[string]*counter{}, touched: map[vault.TaskID]map[string]bool{}, open: map[uint64]*evidence.Leaf{}}
+	if last.Size == 0 {
+		re.lastRoot = l.seq.tree.Root()
+	}
+	if err := re.to(ctx, head); err != nil {
+		return re, err
+	}
+	switch {
+	case last.Size > head.Size:
+		return re, fmt.Errorf("%w: it has %d leaves, a checkpoint of %d was signed; put the newer store back", ErrRollback, head.Size, last.Size)
+	case re.lastRoot != last.Root:
+		return re, fmt.Errorf("%w: its first %d leaves are others than were signed", ErrRollback, last.Size)
+	}
+	return re, nil
 }
 
 // to reads on to head.
@@ -141,6 +150,7 @@ type replay struct {
 	touched  map[vault.TaskID]map[string]bool // counters by open run
 	open     map[uint64]*evidence.Leaf
 	revoked  []uint64
+	at       time.Time // of the last leaf
 }
 
 // A counter with the run that moved it, so that those of closed runs can be
@@ -161,7 +171,6 @@ func (r *replay) leaf(e *evidence.Entry) error {
 	if known == nil {
 		known = new(run)
 	}
-	stored := e.Chain
 	switch {
 	case leaf.Log != r.l.cfg.Origin:
 		return fmt.Errorf("of another ledger, %s", leaf.Log)
@@ -173,11 +182,11 @@ func (r *replay) leaf(e *evidence.Entry) error {
 		return errors.New("it does not follow the record before it in its run")
 	case leaf.Run != e.Run || leaf.Class != e.Class || leaf.Time.UnixMicro() != e.Micro:
 		return errors.New("its row says something else than its bytes")
-	}
-	s.take(e, leaf)
-	if e.Chain != stored {
+	case evidence.Chain(s.chain, e.Hash) != e.Chain:
 		return errors.New("the chain does not fit")
 	}
+	s.take(e, leaf)
+	r.at = leaf.Time
 	if s.size == r.last.Size {
 		r.lastRoot = s.tree.Root()
 	}

@@ -172,6 +172,21 @@ func (t *Tenant) PutCheckpoint(ctx context.Context, size uint64, note []byte) er
 	return nil
 }
 
+// Checkpoint returns the newest checkpoint that is kept over at most so many
+// leaves, and its size; a nil note if there is none.
+func (t *Tenant) Checkpoint(ctx context.Context, most uint64) (note []byte, size uint64, err error) {
+	var n int64
+	err = t.db.read.QueryRowContext(ctx, `SELECT size, note FROM audit_ckpt WHERE tenant = ? AND size <= ? ORDER BY size DESC LIMIT 1`,
+		t.id, int64(min(most, 1<<indexBits))).Scan(&n, &note)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read checkpoint up to %d: %w", most, err)
+	}
+	return note, uint64(n), nil
+}
+
 func notNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}

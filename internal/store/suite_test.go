@@ -117,6 +117,27 @@ func suite(t *testing.T, open func(t *testing.T) func(vault.Tenant) *Tenant) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("the newest checkpoint of at most a size", func(t *testing.T) {
+		at := open(t)
+		s := at("acme")
+		for size, note := range map[uint64]string{2: "two", 5: "older", 9: "nine"} {
+			if err := s.PutCheckpoint(t.Context(), size, []byte(note)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.PutCheckpoint(t.Context(), 5, []byte("five")); err != nil {
+			t.Fatal(err)
+		}
+		for most, want := range map[uint64]string{0: "", 1: "", 2: "two", 4: "two", 5: "five", 8: "five", 9: "nine", 1 << 63: "nine"} {
+			note, size, err := s.Checkpoint(t.Context(), most)
+			if err != nil || string(note) != want || size > most || (size == 0) != (want == "") {
+				t.Errorf("of at most %d: %q over %d, %v; want %q", most, note, size, err, want)
+			}
+		}
+		if note, _, err := at("other").Checkpoint(t.Context(), 9); err != nil || note != nil {
+			t.Errorf("of another tenant: %q, %v", note, err)
+		}
+	})
 	t.Run("a stale daemon appends nothing", func(t *testing.T) {
 		s := open(t)("acme")
 		first, err := s.Seize(t.Context(), evidence.Head{})
