@@ -24,7 +24,7 @@ func (a *app) audit() *cobra.Command {
 		Use: "audit", Short: "Read, prove, export and verify what happened", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditDisclose(), a.auditErase(), a.auditVerify(), a.auditKey(), a.auditAnchor())
+	c.AddCommand(a.auditTail(), a.auditProve(), a.auditExport(), a.auditDisclose(), a.auditErase(), a.auditVerify(), a.auditKey(), a.auditAnchor(), a.auditRecover())
 	return c
 }
 

@@ -29,7 +29,7 @@ const (
 	exitPending    = 4 // a person has to answer first
 	exitNotRunning = 5 // no daemon
 	exitApprover   = 6 // an approver's signature is needed
-	exitDiffers    = 7 // tour, bench: something was not as told
+	exitDiffers    = 7 // tour, bench, audit recover: something is not as told
 )
 
 func main() {

@@ -65,7 +65,7 @@ type Daemon struct {
 
 	keys      *keystore.Store
 	db        *store.DB
-	rows      *store.Tenant
+	rows      *store.Tenant // of the ledger that goes on; see generation
 	lease     *lease
 	ledger    *ledger.Ledger
 	anchors   *anchor.Anchorer // nil if nobody is asked
@@ -114,8 +114,7 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 	// harder when large results are in flight.
 	debug.SetMemoryLimit(512 << 20)
 
-	d = &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant), statuses: -1}
-	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	d = newDaemon(ctx, conf, log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -150,6 +149,12 @@ func Open(ctx context.Context, conf Config, log *slog.Logger) (d *Daemon, err er
 	}
 	d.background()
 	return d, nil
+}
+
+func newDaemon(ctx context.Context, conf Config, log *slog.Logger) *Daemon {
+	d := &Daemon{conf: conf, log: log, started: time.Now(), tenant: vault.Tenant(conf.Tenant), statuses: -1}
+	d.ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	return d
 }
 
 // Close stops the daemon: listeners first, then calls in flight, then the parts
@@ -216,6 +221,26 @@ func (d *Daemon) openKeys(context.Context) error {
 }
 
 func (d *Daemon) openStore(ctx context.Context) error {
+	if err := d.openRows(ctx); err != nil {
+		return err
+	}
+	if err := d.openLease(ctx); err != nil {
+		return err
+	}
+	list, err := d.generations(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.unfinished(); err != nil {
+		return err
+	}
+	gen := list[len(list)-1]
+	d.rows = gen.rows
+	return d.openCluster(ctx, gen)
+}
+
+// openRows opens the store and the rows of the tenant's first ledger.
+func (d *Daemon) openRows(ctx context.Context) error {
 	var err error
 	if store.IsPostgres(d.conf.Store) {
 		d.db, err = store.OpenPostgres(ctx, d.conf.Store)
@@ -226,35 +251,43 @@ func (d *Daemon) openStore(ctx context.Context) error {
 		return err
 	}
 	d.onClose(d.db.Close)
-	if d.rows, err = d.db.Tenant(ctx, d.tenant); err != nil {
-		return err
-	}
-	if err := d.openLease(ctx); err != nil {
-		return err
-	}
-	return d.openCluster(ctx)
+	d.rows, err = d.db.Tenant(ctx, d.tenant)
+	return err
 }
 
 // openCluster finds out the audience of this daemon's capabilities. It is made
-// once and never changes by itself: a new one voids every capability.
-func (d *Daemon) openCluster(ctx context.Context) error {
-	doc, ok, err := d.setting(ctx, settingCluster)
-	switch {
-	case err != nil:
+// once and never changes by itself: a new one voids every capability, which is what
+// a recovery wants.
+func (d *Daemon) openCluster(ctx context.Context, gen generation) error {
+	name, err := d.clusterName(ctx)
+	if err != nil {
 		return err
-	case ok:
-		d.cluster = string(doc)
-	default:
-		d.cluster = d.conf.Cluster
-		if d.cluster == "" {
-			d.cluster = "cluster-" + vault.NewCallID()[2:]
+	}
+	if name == "" {
+		if name = d.conf.Cluster; name == "" {
+			name = "cluster-" + vault.NewCallID()[2:]
 		}
-		return d.set(ctx, settingCluster, []byte(d.cluster))
+		if err := d.set(ctx, settingCluster, []byte(name)); err != nil {
+			return err
+		}
 	}
-	if d.conf.Cluster != "" && d.conf.Cluster != d.cluster {
-		return fmt.Errorf("this data directory belongs to cluster %q, the configuration says %q", d.cluster, d.conf.Cluster)
-	}
+	d.cluster = gen.audience(name)
 	return nil
+}
+
+// clusterName returns the name of the cluster as it stands in the store, without
+// what a recovery adds; empty if there is none.
+func (d *Daemon) clusterName(ctx context.Context) (string, error) {
+	doc, ok, err := d.setting(ctx, settingCluster)
+	if err == nil && ok && d.conf.Cluster != "" && d.conf.Cluster != string(doc) {
+		err = fmt.Errorf("this data directory belongs to cluster %q, the configuration says %q", doc, d.conf.Cluster)
+	}
+	return string(doc), err
+}
+
+// originOf names the ledger with this audience.
+func (d *Daemon) originOf(cluster string) string {
+	return d.conf.Domain + "/" + d.conf.Tenant + "/" + cluster
 }
 
 func (d *Daemon) openSandbox(ctx context.Context) error {
@@ -287,9 +320,9 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 	}
 	var rows ledger.Store = d.rows
 	if d.conf.Ledger.WAL {
-		w, err := d.rows.OpenWAL(ctx, d.path("ledger.wal"))
+		w, err := d.rows.OpenWAL(ctx, d.path(walFile))
 		if err != nil {
-			return err
+			return recoverable(err)
 		}
 		d.onClose(func() error {
 			err := w.Close()
@@ -303,7 +336,7 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 		Origin:         d.origin(),
 		Key:            key,
 		Keys:           fieldKeys{d.keys},
-		CheckpointFile: d.path("checkpoint"),
+		CheckpointFile: d.path(checkpointFile),
 		Confirm:        d.lease.confirm,
 		Anchors:        d.keptAnchors,
 		Witnesses:      witnesses,
@@ -311,14 +344,14 @@ func (d *Daemon) openLedger(ctx context.Context) error {
 		Log:            d.log,
 	})
 	if err != nil {
-		return err
+		return recoverable(err)
 	}
 	d.onClose(d.ledger.Close)
 	return nil
 }
 
 // origin names the ledger.
-func (d *Daemon) origin() string { return d.conf.Domain + "/" + d.conf.Tenant + "/" + d.cluster }
+func (d *Daemon) origin() string { return d.originOf(d.cluster) }
 
 func (d *Daemon) openCapabilities(context.Context) error {
 	root, err := d.keys.Signer(keystore.TenantRoot)

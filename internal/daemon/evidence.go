@@ -100,10 +100,24 @@ func (b backend) eraseSubject(ctx context.Context, subject string, o ledger.Eras
 		}
 		runs = append(runs, t.ID)
 	}
-	if len(runs) == 0 {
+	earlier, err := b.d.earlierRuns(ctx, subject)
+	if err != nil {
+		return admin.Erasure{}, err
+	}
+	if len(runs)+len(earlier) == 0 {
 		return admin.Erasure{}, notFound("task of subject", subject)
 	}
 	var done admin.Erasure
+	for _, run := range earlier {
+		r, err := b.d.ledger.EraseEarlier(ctx, run, o)
+		if errors.Is(err, ledger.ErrNoRun) {
+			continue // it is of this ledger
+		}
+		if err != nil {
+			return done, err
+		}
+		done.Runs, done.Events = append(done.Runs, run), append(done.Events, r.Index)
+	}
 	for _, run := range runs {
 		r, err := b.d.ledger.EraseRun(ctx, run, o)
 		switch {

@@ -17,6 +17,8 @@ const (
 	settingLabels    = "labels"
 	settingQuestions = "questions"
 	settingCluster   = "cluster"
+	settingSuccessor = "successor" // the ledger that goes on after a recovery
+	settingStatuses  = "statuses"  // first index of the status list that this ledger gives out
 )
 
 // A keptLabel is one label as it is stored.
@@ -55,15 +57,24 @@ func (d *Daemon) restoreLabels(ctx context.Context) error {
 	if !ok {
 		return err
 	}
+	entries, err := decodeLabels(doc)
+	if err != nil {
+		return fmt.Errorf("labels cannot be read, and without them tainted agents would pass for clean: %w", err)
+	}
+	d.flow.Import(entries)
+	return nil
+}
+
+func decodeLabels(doc []byte) ([]flow.Entry, error) {
 	var kept []keptLabel
 	if err := json.Unmarshal(doc, &kept); err != nil {
-		return fmt.Errorf("labels cannot be read, and without them tainted agents would pass for clean: %w", err)
+		return nil, err
 	}
 	entries := make([]flow.Entry, len(kept))
 	for i, k := range kept {
 		integrity, err := vault.ParseIntegrity(k.Integrity)
 		if err != nil {
-			return fmt.Errorf("labels: %w", err)
+			return nil, err
 		}
 		readers := vault.Only(k.Readers...)
 		if k.Public {
@@ -71,8 +82,7 @@ func (d *Daemon) restoreLabels(ctx context.Context) error {
 		}
 		entries[i] = flow.Entry{Agent: k.Agent, Server: k.Server, Resource: k.Resource, Label: vault.Label{Integrity: integrity, Readers: readers, Sources: k.Sources, Truncated: k.Truncated}}
 	}
-	d.flow.Import(entries)
-	return nil
+	return entries, nil
 }
 
 // keepQuestions writes the open questions, so that a person can answer after a
@@ -141,13 +151,21 @@ func (d *Daemon) keep() {
 
 // setting returns what the daemon keeps under id; ok says that there is something.
 func (d *Daemon) setting(ctx context.Context, id string) (doc []byte, ok bool, err error) {
-	r, err := d.rows.Record(ctx, store.KindSetting, id)
+	return settingOf(ctx, d.rows, id)
+}
+
+func (d *Daemon) set(ctx context.Context, id string, doc []byte) error {
+	return setOf(ctx, d.rows, id, doc)
+}
+
+func settingOf(ctx context.Context, rows *store.Tenant, id string) (doc []byte, ok bool, err error) {
+	r, err := rows.Record(ctx, store.KindSetting, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, false, nil
 	}
 	return r.Doc, err == nil, err
 }
 
-func (d *Daemon) set(ctx context.Context, id string, doc []byte) error {
-	return d.rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: id, Doc: doc})
+func setOf(ctx context.Context, rows *store.Tenant, id string, doc []byte) error {
+	return rows.PutRecord(ctx, store.Record{Kind: store.KindSetting, ID: id, Doc: doc})
 }

@@ -46,6 +46,24 @@ func StoreSQL() string { return store.PostgresSQL() }
 
 // openLease waits until this daemon may serve. SQLite has one daemon by its lock.
 func (d *Daemon) openLease(ctx context.Context) error {
+	for waiting := false; ; waiting = true {
+		err := d.tryLease(ctx)
+		if !errors.Is(err, store.ErrHeld) {
+			return err
+		}
+		if !waiting {
+			d.log.InfoContext(ctx, "another daemon serves this tenant; waiting for its lease", "tenant", d.conf.Tenant)
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// tryLease is openLease without the wait: [store.ErrHeld] if another daemon serves.
+func (d *Daemon) tryLease(ctx context.Context) error {
 	l := &lease{rows: d.rows, holder: vault.NewCallID(), began: time.Now(), length: leaseTime}
 	d.lease = l
 	if !store.IsPostgres(d.conf.Store) {
@@ -59,22 +77,8 @@ func (d *Daemon) openLease(ctx context.Context) error {
 			return err
 		}
 	}
-	for waiting := false; ; waiting = true {
-		err := l.renew(ctx)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, store.ErrHeld) {
-			return err
-		}
-		if !waiting {
-			d.log.InfoContext(ctx, "another daemon serves this tenant; waiting for its lease", "tenant", d.conf.Tenant)
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := l.renew(ctx); err != nil {
+		return err
 	}
 	loop, stop := context.WithCancel(d.ctx)
 	done := make(chan struct{})

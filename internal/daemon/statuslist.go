@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/pilox/vault"
@@ -27,6 +29,15 @@ func (b backend) StatusList(ctx context.Context, uri string) (string, error) {
 		return "", err
 	}
 	var list oauth.StatusList
+	first, err := d.firstStatus(ctx)
+	if err != nil {
+		return "", err
+	}
+	for i := range first { // of tasks that a recovery ended
+		if err := list.Set(i, true); err != nil {
+			return "", err
+		}
+	}
 	for _, row := range rows {
 		doc, err := decodeTask(row)
 		if err != nil {
@@ -73,7 +84,11 @@ func (d *Daemon) nextStatus(ctx context.Context) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		d.statuses = 0
+		first, err := d.firstStatus(ctx)
+		if err != nil {
+			return 0, err
+		}
+		d.statuses = first
 		for _, row := range rows {
 			if doc, err := decodeTask(row); err == nil && doc.Status != nil {
 				d.statuses = max(d.statuses, *doc.Status+1)
@@ -82,6 +97,20 @@ func (d *Daemon) nextStatus(ctx context.Context) (int, error) {
 	}
 	d.statuses++
 	return d.statuses - 1, nil
+}
+
+// firstStatus returns the first index that this ledger gives out. Those below were
+// given out before a recovery.
+func (d *Daemon) firstStatus(ctx context.Context) (int, error) {
+	doc, ok, err := d.setting(ctx, settingStatuses)
+	if !ok {
+		return 0, err
+	}
+	n, err := strconv.Atoi(string(doc))
+	if err != nil || n < 0 {
+		return 0, errors.New("the first index of the status list cannot be read, and without it what was revoked would pass for valid")
+	}
+	return n, nil
 }
 
 // CheckStatus verifies a status list under the key of its issuer (ed25519:…) and
