@@ -74,7 +74,7 @@ func (d *Daemon) openSinks(context.Context) error {
 		return err
 	}
 	d.sinks, err = sink.Open(sinkSource{d.ledger}, d.conf.sinks(), sink.Options{
-		Dir: d.path("sinks"), Log: d.origin(), Key: evidence.Salt(b), Version: Version, Logger: d.log,
+		Dir: d.path(sinksDir), Log: d.origin(), Key: evidence.Salt(b), Version: Version, Logger: d.log,
 	})
 	return err
 }

@@ -186,6 +186,11 @@ func ocsf(v *View) *ocsfEvent {
 		if l.Phase == vault.PhaseOpened {
 			e.StatusID = unknownID // ordered, and not done yet
 		}
+	case vault.ClassRecovery: // a log that follows one that could not go on
+		e.is(1, 1008, "Event Log Activity", 6, "Start")
+		e.Actor = actor(v)
+		e.LogName, e.LogTypeID = l.Log, 2 // application
+		e.SeverityID, e.StatusID = severityHigh, statusSuccess
 	case vault.ClassAccess:
 		e.api(v)
 		e.SeverityID, e.StatusID = severityLow, statusFailure

@@ -212,6 +212,7 @@ func TestOCSFMapping(t *testing.T) {
 		{"the daemon starts", evidence.Leaf{Class: vault.ClassDaemon, Phase: vault.PhaseOpened, Verdict: vault.Allow}, 6002, 3, 0, 0, 1},
 		{"a policy reloaded", evidence.Leaf{Class: vault.ClassDaemon, Phase: vault.PhaseNoted, Verdict: vault.Allow}, 3004, 3, 0, 0, 1},
 		{"a field erased", evidence.Leaf{Class: vault.ClassErasure, Phase: vault.PhaseClosed, Verdict: vault.Allow}, 1008, 2, 0, 0, 1},
+		{"a ledger that follows another", evidence.Leaf{Class: vault.ClassRecovery, Phase: vault.PhaseOpened, Verdict: vault.Allow}, 1008, 6, 0, 0, 1},
 		{"strangers", evidence.Leaf{Class: vault.ClassAccess, Phase: vault.PhaseNoted, Reason: vault.CodeProof}, 6003, 99, 2, 2, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

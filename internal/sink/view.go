@@ -82,6 +82,7 @@ func checkFields(names []string) error {
 var classes = []vault.Class{
 	vault.ClassCall, vault.ClassTask, vault.ClassApproval, vault.ClassRevocation,
 	vault.ClassServer, vault.ClassDaemon, vault.ClassAccess, vault.ClassErasure,
+	vault.ClassRecovery,
 }
 
 func (s *fields) any() bool { return s.key != nil }
