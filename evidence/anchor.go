@@ -19,6 +19,7 @@ type AnchorKind string
 const (
 	AnchorWitness AnchorKind = "witness" // cosignatures on the note itself
 	AnchorRekor   AnchorKind = "rekor"   // an entry of a Rekor v2 log
+	AnchorTSA     AnchorKind = "tsa"     // a token of a time-stamp authority, RFC 3161
 )
 
 // An Anchor is somebody else's word on a checkpoint of the ledger, this one or an
@@ -27,7 +28,7 @@ type Anchor struct {
 	Checkpoint string         `json:"checkpoint"` // signed note
 	Kind       AnchorKind     `json:"kind"`
 	Path       []vault.Digest `json:"path"`  // consistency proof; empty for the bundle's own
-	Proof      []byte         `json:"proof"` // the entry; null for witnesses
+	Proof      []byte         `json:"proof"` // the entry or token; null for witnesses
 }
 
 // maxAnchors bounds the anchors of a bundle: the newest few of each kind say all.
@@ -38,6 +39,7 @@ type anchored struct {
 	by   string
 	size uint64
 	at   time.Time // zero: it states no time
+	last bool      // it vouched for no later checkpoint before at
 }
 
 // anchors checks every anchor against what the verifier brought, and answers by
@@ -77,6 +79,8 @@ func (v *verifier) anchors() error {
 		return found(ProblemUnwitnessed, "the quorum of your witness policy has signed no checkpoint of it")
 	case len(v.opts.RekorKeys) > 0 && !has("rekor"):
 		return found(ProblemUnanchored, "no entry of the Rekor log whose key you gave")
+	case v.tsa != nil && !has("tsa"):
+		return found(ProblemUnstamped, "no timestamp that leads to the TSA roots you gave")
 	}
 	return nil
 }
@@ -95,7 +99,7 @@ func (v *verifier) readAnchors(list []Anchor) ([]Anchor, error) {
 		if err := decodeLine([]byte(line), &a); err != nil {
 			return nil, found(ProblemMalformed, "%s: %v", fileAnchors, err)
 		}
-		known := a.Kind == AnchorWitness || a.Kind == AnchorRekor
+		known := a.Kind == AnchorWitness || a.Kind == AnchorRekor || a.Kind == AnchorTSA
 		if !known || len(list) > maxAnchors || (a.Kind == AnchorWitness) != (a.Proof == nil) {
 			return nil, found(ProblemMalformed, "%s: want at most %d anchors of a known kind", fileAnchors, maxAnchors)
 		}
@@ -132,7 +136,7 @@ func (v *verifier) confirm(a *Anchor, cp Checkpoint) (anchored, bool) {
 		}
 		if ok, names, at := v.policy.Cosigned([]byte(a.Checkpoint)); ok {
 			slices.Sort(names)
-			return anchored{"witness " + strings.Join(names, ", "), cp.Size, at}, true
+			return anchored{"witness " + strings.Join(names, ", "), cp.Size, at, true}, true
 		}
 	case AnchorRekor:
 		for _, k := range v.opts.RekorKeys {
@@ -140,6 +144,13 @@ func (v *verifier) confirm(a *Anchor, cp Checkpoint) (anchored, bool) {
 				name, _, _ := strings.Cut(k, "+")
 				return anchored{by: "rekor " + name, size: cp.Size}, true
 			}
+		}
+	case AnchorTSA:
+		if v.tsa == nil {
+			break
+		}
+		if t, err := VerifyTimestamp(a.Proof, cp, v.tsa); err == nil {
+			return anchored{by: "tsa " + t.By, size: cp.Size, at: t.Before()}, true
 		}
 	}
 	return anchored{}, false
@@ -159,7 +170,8 @@ func (v *verifier) answer(good []anchored, strangers int) {
 		if !a.at.IsZero() && a.size > v.last && (v.rep.Before == nil || a.at.Before(*v.rep.Before)) {
 			v.rep.Before = &a.at
 		}
-		if !a.at.IsZero() && a.size == v.cp.Size && a.at.After(v.newest) {
+		// An authority stamps a checkpoint of last year today; a witness does not.
+		if a.last && a.size == v.cp.Size && a.at.After(v.newest) {
 			v.newest = a.at
 		}
 	}

@@ -23,7 +23,7 @@ func TestCommandAgrees(t *testing.T) {
 		for _, k := range r.Rekor {
 			args = append(args, "--rekor-key", k)
 		}
-		for flag, text := range map[string]string{"--since": r.Since, "--policy": r.Policy} {
+		for flag, text := range map[string]string{"--since": r.Since, "--policy": r.Policy, "--tsa-roots": r.TSA} {
 			if text == "" {
 				continue
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/vaulttest"
 )
 
 // FuzzContents changes one file of a bundle and mends all that is not signed. What
@@ -13,7 +14,9 @@ import (
 func FuzzContents(f *testing.F) {
 	b := filled(f)
 	rekor := b.anchor(16)
-	o := Options{Keys: []string{b.key}, Policy: []byte(tablePolicy()), RekorKeys: []string{rekor}}
+	authority := vaulttest.NewAuthority("stamps.test", nil)
+	b.anchors = append(b.anchors, Anchor{b.anchors[1].Checkpoint, AnchorTSA, b.anchors[1].Path, authority.Stamp(stampOf(testCheckpoint(f, 16)))})
+	o := Options{Keys: []string{b.key}, Policy: []byte(tablePolicy()), RekorKeys: []string{rekor}, TSARoots: authority.Roots()}
 	bundle := b.bundle("t-a", 5)
 	whole := unpack(f, bundle)
 	for i, name := range whole.names {

@@ -27,6 +27,7 @@ const (
 	ProblemUnpinned    Problem = "unpinned"    // sound under its own key, which anyone can make
 	ProblemUnwitnessed Problem = "unwitnessed" // the quorum of the verifier's witness policy has not signed
 	ProblemUnanchored  Problem = "unanchored"  // no entry of the Rekor log that the verifier named
+	ProblemUnstamped   Problem = "unstamped"   // no timestamp of an authority that the verifier trusts
 	ProblemRollback    Problem = "rollback"    // older than a checkpoint the verifier already holds
 	ProblemSplitView   Problem = "split_view"  // contradicts a checkpoint the verifier already holds
 	ProblemUnrelated   Problem = "unrelated"   // holds no proof that relates it to that checkpoint
@@ -51,6 +52,7 @@ const (
 	ExitUnpinned    = 21
 	ExitUnwitnessed = 22
 	ExitUnanchored  = 23
+	ExitUnstamped   = 24
 	ExitRollback    = 30
 	ExitSplitView   = 31
 	ExitUnrelated   = 32
@@ -80,6 +82,8 @@ func (p Problem) Exit() int {
 		return ExitUnwitnessed
 	case ProblemUnanchored:
 		return ExitUnanchored
+	case ProblemUnstamped:
+		return ExitUnstamped
 	case ProblemStale:
 		return ExitStale
 	case ProblemWrongKey:
@@ -184,7 +188,7 @@ func (r Report) String() string {
 	case len(r.AnchoredBy) == 0:
 		b.WriteString("  anchored   not anchored: nobody but the ledger vouches for it")
 		if r.Strangers > 0 {
-			fmt.Fprintf(&b, "; %d anchors by nobody you named say nothing, see --policy and --rekor-key", r.Strangers)
+			fmt.Fprintf(&b, "; %d anchors by nobody you named say nothing, see --policy, --rekor-key and --tsa-roots", r.Strangers)
 		}
 		b.WriteByte('\n')
 	default:

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/pilox/vault"
+	"github.com/pilox/vault/internal/vaulttest"
 )
 
 // A tableRow is a bundle, what its verifier brings, and the right answer. Every
@@ -39,6 +40,7 @@ type tableRow struct {
 	NewerThan string       `json:"newer_than,omitempty"`
 	Policy    string       `json:"policy,omitempty"`
 	Rekor     []string     `json:"rekor,omitempty"`
+	TSA       string       `json:"tsa,omitempty"`
 
 	Problem    Problem  `json:"problem"`
 	Exit       int      `json:"exit"`
@@ -60,6 +62,9 @@ func (r *tableRow) options(t testing.TB) Options {
 	}
 	if r.Policy != "" {
 		o.Policy = []byte(r.Policy)
+	}
+	if r.TSA != "" {
+		o.TSARoots = []byte(r.TSA)
 	}
 	if r.NewerThan != "" {
 		if _, err := fmt.Sscan(r.NewerThan, &o.NewerThanSize); err != nil || strings.Contains(r.NewerThan, "T") {
@@ -187,7 +192,7 @@ func table(t testing.TB) []tableRow {
 	t.Helper()
 	var rows []tableRow
 	add := func(name string, data []byte, o Options, want Problem) *tableRow {
-		r := tableRow{Name: name, data: data, Keys: o.Keys, Run: string(o.Run), Since: string(o.Since), Policy: string(o.Policy), Rekor: o.RekorKeys, Problem: want}
+		r := tableRow{Name: name, data: data, Keys: o.Keys, Run: string(o.Run), Since: string(o.Since), Policy: string(o.Policy), Rekor: o.RekorKeys, TSA: string(o.TSARoots), Problem: want}
 		rows = append(rows, r)
 		return &rows[len(rows)-1]
 	}
@@ -274,6 +279,42 @@ func table(t testing.TB) []tableRow {
 	c := unpack(t, b.bundle("t-a", 0))
 	c.text[fileManifest] = strings.Replace(c.text[fileManifest], `"log":`, `"log":"x","log":`, 1)
 	add("manifest: a member twice", c.zip(t), pinned, ProblemMalformed)
+
+	authority := vaulttest.NewAuthority("stamps.test", nil)
+	// stamped has a timestamp of the authority on a checkpoint of size records.
+	stamped := func(size int, change func(*vaulttest.Stamp)) []byte {
+		x := filled(t)
+		x.anchor(size)
+		cp, err := unverifiedCheckpoint(b.checkpoint(size, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := stampOf(cp)
+		if change != nil {
+			change(&s)
+		}
+		x.anchors = append(x.anchors, Anchor{x.anchors[1].Checkpoint, AnchorTSA, x.anchors[1].Path, authority.Stamp(s)})
+		return x.bundle("t-a", 0)
+	}
+	tsa := func(o Options) Options {
+		o.TSARoots = authority.Roots()
+		return o
+	}
+	sealed := stamped(16, nil)
+	add("stamped", sealed, tsa(pinned), ProblemNone)
+	add("stamped, cosigned and logged: the earliest word counts", sealed, tsa(asks(true, true)), ProblemNone)
+	add("stamped by nobody that is trusted", sealed, pinned, ProblemNone)
+	add("stamped by another authority than the trusted one", sealed, Options{Keys: pinned.Keys, TSARoots: vaulttest.NewAuthority("stranger.test", nil).Roots()}, ProblemUnstamped)
+	add("no timestamp where an authority is asked for", good, tsa(pinned), ProblemUnstamped)
+	add("stamped before its last records: nothing says when those existed", stamped(9, nil), tsa(pinned), ProblemNone)
+	add("stamped by a clock that is a second off at most", stamped(16, func(s *vaulttest.Stamp) { s.Millis = 999 }), tsa(pinned), ProblemNone)
+	add("a timestamp of another checkpoint", stamped(16, func(s *vaulttest.Stamp) { s.Digest[0] ^= 1 }), tsa(pinned), ProblemUnstamped)
+	add("a timestamp after the end of the authority's certificate", stamped(16, func(s *vaulttest.Stamp) { s.Time = vaulttest.StampsUntil.Add(time.Second) }), tsa(pinned), ProblemUnstamped)
+	add("a timestamp that does not name its certificate", stamped(16, func(s *vaulttest.Stamp) { s.NoName = true }), tsa(pinned), ProblemUnstamped)
+	add("a timestamp says nothing about how new a bundle is", stamped(17, nil), tsa(pinned), ProblemStale).NewerThan = "2026-01-01T00:00:00Z"
+	kept.anchors = []Anchor{{anchored.anchors[1].Checkpoint, AnchorTSA, anchored.anchors[1].Path, authority.Stamp(stampOf(testCheckpoint(t, 16)))}}
+	add("history signed again, its old timestamp kept", kept.bundle("t-a", 0), tsa(pinned), ProblemSplitView)
+	add("history signed again, its old timestamp dropped, to who asks for an authority", forged.bundle("t-a", 0), tsa(pinned), ProblemUnstamped)
 
 	for i := range rows {
 		r := &rows[i]

@@ -38,6 +38,9 @@ type Options struct {
 	// RekorKeys are verifier keys of Rekor v2 logs, NAME+HASH+KEY; an entry of one
 	// of them must be there. Nil: entries are counted and say nothing.
 	RekorKeys []string
+	// TSARoots are certificates in PEM, see [ParseTSARoots]: a timestamp that leads to
+	// one of them must be there. Nil: timestamps are counted and say nothing.
+	TSARoots []byte
 	// Run is the run that was asked for. Empty: any.
 	Run vault.TaskID
 }
@@ -53,6 +56,12 @@ func Verify(r io.ReaderAt, size int64, o Options) (Report, error) {
 		}
 		o.Keys = slices.Concat(o.Keys, v.policy.Logs)
 		v.opts.Keys = o.Keys
+	}
+	if o.TSARoots != nil {
+		var err error
+		if v.tsa, err = ParseTSARoots(o.TSARoots); err != nil {
+			return Report{}, fmt.Errorf("verify: %w", err)
+		}
 	}
 	for _, k := range o.RekorKeys {
 		if _, err := note.NewVerifier(k); err != nil {
@@ -119,6 +128,7 @@ type verifier struct {
 	rep   Report
 
 	policy *WitnessPolicy // nil: none given
+	tsa    *TSARoots      // nil: none given
 	ran    *ran
 	last   uint64    // index of the last record
 	newest time.Time // that a trusted witness stated for the checkpoint itself

@@ -196,7 +196,7 @@ commitments unless --disclose is given.`,
 
 func (a *app) auditVerify() *cobra.Command {
 	var keys, rekor []string
-	var since, run, policy, newer string
+	var since, run, policy, newer, tsa string
 	c := &cobra.Command{
 		Use:   "verify BUNDLE",
 		Short: "Verify a bundle offline, against a key you hold",
@@ -207,10 +207,10 @@ tells what ran, and how much of the ledger nobody outside has seen.
 Exit codes: 0 intact and complete under the pinned key; 10 altered record; 11 dropped;
 12 swapped; 13 truncated; 14 disclosed value differs; 15 malformed; 16 the statement
 of what ran differs from the records; 20 wrong key; 21 no key pinned; 22 the quorum of
---policy has not signed; 23 no entry under --rekor-key; 30 rollback; 31 split view;
-32 unrelated to --since; 33 another run; 34 not --newer-than; 40 the run is still open;
-1 not read; 2 usage.`,
-		Example: example("pvault audit verify run.zip --key vault.internal/default+0b1c2d3e+AT…", "pvault audit verify log.zip --key @ledger.key --since last-checkpoint.txt"),
+--policy has not signed; 23 no entry under --rekor-key; 24 no timestamp under
+--tsa-roots; 30 rollback; 31 split view; 32 unrelated to --since; 33 another run;
+34 not --newer-than; 40 the run is still open; 1 not read; 2 usage.`,
+		Example: example("pvault audit verify run.zip --key vault.internal/default+0b1c2d3e+AT…", "pvault audit verify log.zip --key @ledger.key --since last-checkpoint.txt", "pvault audit verify run.zip --key @ledger.key --tsa-roots tsa-roots.pem"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o := evidence.Options{Run: vault.TaskID(run)}
@@ -224,6 +224,11 @@ of what ran differs from the records; 20 wrong key; 21 no key pinned; 22 the quo
 			if policy != "" {
 				if o.Policy, err = a.readFile(policy, evidence.MaxPolicy); err != nil {
 					return fmt.Errorf("read witness policy: %w", err)
+				}
+			}
+			if tsa != "" {
+				if o.TSARoots, err = a.readFile(tsa, evidence.MaxTSARoots); err != nil {
+					return fmt.Errorf("read TSA roots: %w", err)
 				}
 			}
 			if newer != "" {
@@ -258,6 +263,7 @@ of what ran differs from the records; 20 wrong key; 21 no key pinned; 22 the quo
 	f.StringVar(&newer, "newer-than", "", "time, or number of records, that it must be newer than: detects a replayed bundle")
 	f.StringVar(&policy, "policy", "", "file with your witness policy (C2SP tlog-policy): its quorum must have signed")
 	f.StringArrayVar(&rekor, "rekor-key", nil, "verifier key of a Rekor v2 log, NAME+HASH+KEY, or @FILE: an entry there must exist")
+	f.StringVar(&tsa, "tsa-roots", "", "file with root certificates in PEM: a time-stamp authority under one of them must have stamped it")
 	return c
 }
 

@@ -14,9 +14,9 @@ import (
 func (a *app) auditAnchor() *cobra.Command {
 	return &cobra.Command{
 		Use:   "anchor",
-		Short: "Ask the witnesses and logs of vault.yaml to vouch for the ledger now",
-		Long: `Ask every witness and transparency log of vault.yaml to vouch for a fresh checkpoint
-now, rather than within anchor.every. Exit code 1 if one of them did not.`,
+		Short: "Ask the witnesses, log and time-stamp authority of vault.yaml to vouch for the ledger now",
+		Long: `Ask every witness, the transparency log and the time-stamp authority of vault.yaml to
+vouch for a fresh checkpoint now, rather than within anchor.every. Exit code 1 if one of them did not.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := a.client()

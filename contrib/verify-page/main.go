@@ -19,7 +19,7 @@ import (
 
 // options are what the form says. Everything is text; lists are split at spaces.
 type options struct {
-	Keys, Since, Run, Newer, Policy, Rekor string
+	Keys, Since, Run, Newer, Policy, Rekor, TSA string
 }
 
 // An answer is what the page shows: a report, or an error about the form.
@@ -58,6 +58,9 @@ func verify(bundle []byte, form string) (answer, error) {
 	}
 	if strings.TrimSpace(f.Policy) != "" {
 		o.Policy = []byte(f.Policy)
+	}
+	if strings.TrimSpace(f.TSA) != "" {
+		o.TSARoots = []byte(f.TSA)
 	}
 	if newer := strings.TrimSpace(f.Newer); newer != "" {
 		var err error

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const $ = (id) => document.getElementById(id);
-  const fields = ["keys", "since", "run", "newer", "policy", "rekor"];
+  const fields = ["keys", "since", "run", "newer", "policy", "rekor", "tsa"];
   const most = 256 * 1024 * 1024; // of a bundle; larger ones are for the command
   let bundle = null;
 

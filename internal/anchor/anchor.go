@@ -1,5 +1,6 @@
 // Package anchor has others vouch for the ledger's checkpoints: witnesses that
-// cosign them and a transparency log that holds their digest.
+// cosign them, a transparency log that holds their digest, and a time-stamp authority
+// that stamps it.
 //
 // It owns the requests, their pace, and the answers, which it keeps in a directory
 // outside the ledger's store. It does not own the checkpoints (a [Source] signs
@@ -51,6 +52,10 @@ type Config struct {
 	RekorKey string
 	// Key signs what the log takes, P-256. Required with Rekor.
 	Key *ecdsa.PrivateKey
+	// TSA is the URL of a time-stamp authority, RFC 3161 over HTTP. Empty: none.
+	TSA string
+	// TSARoots are certificates in PEM that its own leads to. Required with TSA.
+	TSARoots []byte
 	// Dir keeps the answers. Required.
 	Dir string
 	// Every is the time between two anchors. Zero: 5 min.
@@ -76,6 +81,7 @@ type Anchorer struct {
 	source Source
 	client *http.Client
 	policy *evidence.WitnessPolicy // nil: no witnesses
+	roots  *evidence.TSARoots      // nil: no time-stamp authority
 
 	round sync.Mutex // one round at a time; guards what follows
 	note  []byte     // of this round, with the cosignatures so far
@@ -90,7 +96,7 @@ type Anchorer struct {
 
 // A Status says how far a target is.
 type Status struct {
-	Target string    `json:"target"`          // rekor, or witness NAME
+	Target string    `json:"target"`          // rekor, tsa, or witness NAME
 	Size   uint64    `json:"size"`            // records that it vouches for
 	At     time.Time `json:"at,omitzero"`     // when it did
 	Error  string    `json:"error,omitempty"` // of the last attempt, if that failed
@@ -134,6 +140,16 @@ func Open(source Source, cfg Config) (*Anchorer, error) {
 			return nil, errors.New("rekor: the log's key is missing, and without it its answers prove nothing")
 		}
 		a.status[rekorTarget] = Status{Target: rekorTarget}
+	}
+	if cfg.TSA != "" {
+		if err := checkURL(cfg.TSA); err != nil {
+			return nil, fmt.Errorf("tsa: %w", err)
+		}
+		var err error
+		if a.roots, err = evidence.ParseTSARoots(cfg.TSARoots); err != nil {
+			return nil, fmt.Errorf("tsa: %w", err)
+		}
+		a.status[tsaTarget] = Status{Target: tsaTarget}
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("anchors: %w", err)
@@ -233,7 +249,7 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 			}
 		}
 	}
-	var entry []byte
+	var entry, token []byte
 	if a.cfg.Rekor != "" {
 		ask(rekorTarget, func(size uint64) (uint64, []byte, error) {
 			var err error
@@ -241,9 +257,19 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 			return size, nil, err
 		})
 	}
+	if a.cfg.TSA != "" {
+		ask(tsaTarget, func(size uint64) (uint64, []byte, error) {
+			var err error
+			token, err = a.stamp(ctx, cp)
+			return size, nil, err
+		})
+	}
 	wg.Wait()
 	if entry != nil {
 		a.keep(evidence.Anchor{Checkpoint: string(sent), Kind: evidence.AnchorRekor, Proof: entry}, cp)
+	}
+	if token != nil {
+		a.keep(evidence.Anchor{Checkpoint: string(sent), Kind: evidence.AnchorTSA, Proof: token}, cp)
 	}
 	if len(a.note) > len(sent) {
 		a.keep(evidence.Anchor{Checkpoint: string(a.note), Kind: evidence.AnchorWitness}, cp)
@@ -311,8 +337,10 @@ func (a *Anchorer) Status() []Status {
 			}
 		}
 	}
-	if s, ok := a.status[rekorTarget]; ok {
-		out = append(out, s)
+	for _, target := range []string{rekorTarget, tsaTarget} {
+		if s, ok := a.status[target]; ok {
+			out = append(out, s)
+		}
 	}
 	return out
 }

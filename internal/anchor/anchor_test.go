@@ -67,12 +67,14 @@ func (s *source) Consistency(_ context.Context, older, newer uint64) (out []vaul
 	return out, err
 }
 
-// A bench is a source with a witness, a log and the anchorer under test.
+// A bench is a source with a witness, a log, a time-stamp authority and the anchorer
+// under test.
 type bench struct {
 	*Anchorer
 	source  *source
 	witness *vaulttest.Witness
 	rekor   *vaulttest.Rekor
+	tsa     *vaulttest.TSA
 	cfg     Config
 }
 
@@ -80,18 +82,21 @@ func newBench(t *testing.T) *bench {
 	b := &bench{source: newSource(t)}
 	w, ws := vaulttest.NewWitness(t, "w.example")
 	k, ks := vaulttest.NewRekor(t)
+	a, as := vaulttest.NewTSA(t, "stamps.test")
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.witness, b.rekor = w, k
+	b.witness, b.rekor, b.tsa = w, k, a
 	b.cfg = Config{
 		Policy: []byte("witness w " + w.VKey + " " + ws.URL + "/w\nquorum w\n"),
-		Rekor:  ks.URL, RekorKey: k.VKey, Key: key, Dir: t.TempDir(), Timeout: 2 * time.Second,
+		Rekor:  ks.URL, RekorKey: k.VKey, Key: key, TSA: as.URL + "/tsr", TSARoots: a.Roots(), Dir: t.TempDir(), Timeout: 2 * time.Second,
 	}
 	b.open(t)
 	return b
 }
+
+func (b *bench) asked() int { return b.witness.Asked() + b.rekor.Asked() + b.tsa.Asked() }
 
 func (b *bench) open(t *testing.T) {
 	t.Helper()
@@ -104,7 +109,7 @@ func (b *bench) open(t *testing.T) {
 
 // check holds what is kept to the verifier that everybody has, and returns the
 // newest size of each kind.
-func (b *bench) check(t *testing.T) (witnessed, logged uint64) {
+func (b *bench) check(t *testing.T) (witnessed, logged, stamped uint64) {
 	t.Helper()
 	list, err := b.Anchors(t.Context())
 	if err != nil {
@@ -126,14 +131,23 @@ func (b *bench) check(t *testing.T) (witnessed, logged uint64) {
 				t.Errorf("the kept entry of %d: %v", cp.Size, err)
 			}
 			logged = max(logged, cp.Size)
+		case evidence.AnchorTSA:
+			roots, err := evidence.ParseTSARoots(b.cfg.TSARoots)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := evidence.VerifyTimestamp(a.Proof, cp, roots); err != nil {
+				t.Errorf("the kept token of %d: %v", cp.Size, err)
+			}
+			stamped = max(stamped, cp.Size)
 		}
 	}
-	return witnessed, logged
+	return witnessed, logged, stamped
 }
 
 func TestAnchors(t *testing.T) {
 	b := newBench(t)
-	if err := b.Now(t.Context()); err != nil || b.witness.Asked()+b.rekor.Asked() != 0 {
+	if err := b.Now(t.Context()); err != nil || b.asked() != 0 {
 		t.Fatalf("an empty ledger was anchored: %v", err)
 	}
 	for _, grow := range []int{1, 4, 300, 1, 1, 1, 1} {
@@ -142,16 +156,16 @@ func TestAnchors(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, k := b.check(t); w != uint64(b.source.Size) || k != w {
-			t.Fatalf("anchored at %d and %d, the ledger has %d", w, k, b.source.Size)
+		if w, k, s := b.check(t); w != uint64(b.source.Size) || k != w || s != w {
+			t.Fatalf("anchored at %d, %d and %d, the ledger has %d", w, k, s, b.source.Size)
 		}
 	}
-	asked := b.witness.Asked() + b.rekor.Asked()
-	if err := b.Now(t.Context()); err != nil || b.witness.Asked()+b.rekor.Asked() != asked {
+	asked := b.asked()
+	if err := b.Now(t.Context()); err != nil || b.asked() != asked {
 		t.Errorf("a ledger that has not grown was anchored again: %v", err)
 	}
-	if list, _ := b.Anchors(t.Context()); len(list) != 2*maxKept {
-		t.Errorf("%d anchors are kept, want %d", len(list), 2*maxKept)
+	if list, _ := b.Anchors(t.Context()); len(list) != 3*maxKept {
+		t.Errorf("%d anchors are kept, want %d", len(list), 3*maxKept)
 	}
 	// A restart has forgotten what the witness holds, and is told.
 	b.open(t)
@@ -159,13 +173,13 @@ func TestAnchors(t *testing.T) {
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if w, k := b.check(t); w != uint64(b.source.Size) || k != w {
-		t.Errorf("after a restart: anchored at %d and %d, the ledger has %d", w, k, b.source.Size)
+	if w, k, s := b.check(t); w != uint64(b.source.Size) || k != w || s != w {
+		t.Errorf("after a restart: anchored at %d, %d and %d, the ledger has %d", w, k, s, b.source.Size)
 	}
 }
 
 // TestFaults has each target fail in each way: nothing wrong is kept, the other
-// target is not held up, and the next attempt makes up for it.
+// targets are not held up, and the next attempt makes up for it.
 func TestFaults(t *testing.T) {
 	status := func(code int) func(http.ResponseWriter, []byte) bool {
 		return func(w http.ResponseWriter, _ []byte) bool { w.WriteHeader(code); return true }
@@ -205,8 +219,8 @@ func TestFaults(t *testing.T) {
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "witness w") || strings.Contains(err.Error(), "rekor") {
 				t.Errorf("error %v, want one of the witness alone", err)
 			}
-			if w, k := b.check(t); w != 0 || k != 5 {
-				t.Errorf("anchored at %d and %d, want 0 and 5", w, k)
+			if w, k, s := b.check(t); w != 0 || k != 5 || s != 5 {
+				t.Errorf("anchored at %d, %d and %d, want 0, 5 and 5", w, k, s)
 			}
 			b.witness.Set(nil)
 			b.rekor.Set(twist)
@@ -214,8 +228,8 @@ func TestFaults(t *testing.T) {
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") || strings.Contains(err.Error(), "witness") {
 				t.Errorf("error %v, want one of the log alone", err)
 			}
-			if w, k := b.check(t); w != 10 || k != 5 {
-				t.Errorf("anchored at %d and %d, want 10 and 5", w, k)
+			if w, k, s := b.check(t); w != 10 || k != 5 || s != 10 {
+				t.Errorf("anchored at %d, %d and %d, want 10, 5 and 10", w, k, s)
 			}
 			if s := b.Status(); s[0].Error != "" || s[1].Error == "" || s[1].Size != 5 {
 				t.Errorf("status %+v", s)
@@ -224,12 +238,27 @@ func TestFaults(t *testing.T) {
 			if err := b.ask(t.Context(), false); err != nil {
 				t.Error(err)
 			}
-			if w, k := b.check(t); w != 10 || k != 10 {
-				t.Errorf("caught up to %d and %d, want 10 and 10", w, k)
+			if w, k, s := b.check(t); w != 10 || k != 10 || s != 10 {
+				t.Errorf("caught up to %d, %d and %d, want 10 each", w, k, s)
 			}
 			n := len(b.rekor.Bodies)
 			if same := bytes.Equal(b.rekor.Bodies[n-1], b.rekor.Bodies[n-2]); same == (name == "409") {
 				t.Errorf("the second attempt sent the same bytes: %v", same)
+			}
+			b.tsa.Set(twist)
+			b.source.grow(5)
+			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "tsa: ") || strings.Contains(err.Error(), "rekor") || strings.Contains(err.Error(), "witness") {
+				t.Errorf("error %v, want one of the authority alone", err)
+			}
+			if w, k, s := b.check(t); w != 15 || k != 15 || s != 10 {
+				t.Errorf("anchored at %d, %d and %d, want 15, 15 and 10", w, k, s)
+			}
+			b.tsa.Set(nil)
+			if err := b.ask(t.Context(), false); err != nil {
+				t.Error(err)
+			}
+			if _, _, s := b.check(t); s != 15 {
+				t.Errorf("stamped up to %d, want 15", s)
 			}
 		})
 	}
@@ -241,28 +270,34 @@ func TestLies(t *testing.T) {
 	b := newBench(t)
 	b.source.grow(5)
 	var line string
-	var entry []byte
+	var entry, token []byte
 	b.witness.Set(func(_ http.ResponseWriter, l string) bool { line = l; return false })
 	b.rekor.Set(func(_ http.ResponseWriter, e []byte) bool { entry = e; return false })
+	b.tsa.Set(func(_ http.ResponseWriter, a []byte) bool { token = a; return false })
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.source.grow(5)
 	b.witness.Set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true })
 	b.rekor.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })
+	b.tsa.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(token); return true })
 	if err := b.Now(t.Context()); err == nil {
-		t.Error("a cosignature and an entry of an older checkpoint were taken")
+		t.Error("a cosignature, an entry and a token of an older checkpoint were taken")
 	}
-	if w, k := b.check(t); w != 5 || k != 5 {
-		t.Errorf("anchored at %d and %d, want 5 and 5", w, k)
+	if w, k, s := b.check(t); w != 5 || k != 5 || s != 5 {
+		t.Errorf("anchored at %d, %d and %d, want 5 each", w, k, s)
 	}
 	stranger, _ := vaulttest.NewRekor(t)
 	b.cfg.RekorKey = stranger.VKey
+	b.cfg.TSARoots = vaulttest.NewAuthority("stranger.test", nil).Roots()
 	b.witness.Set(nil)
 	b.rekor.Set(nil)
+	b.tsa.Set(nil)
 	b.open(t)
 	if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") {
 		t.Errorf("an entry of a log with another key was taken: %v", err)
+	} else if !strings.Contains(err.Error(), "tsa: ") {
+		t.Errorf("a token under another root was taken: %v", err)
 	}
 }
 
@@ -288,6 +323,9 @@ func TestOpenRefuses(t *testing.T) {
 		"a user in the URL":         func(c *Config) { c.Rekor = "https://a:b@rekor.example" },
 		"a log without a key":       func(c *Config) { c.RekorKey = "" },
 		"a file":                    func(c *Config) { c.Rekor = "file:///etc/passwd" },
+		"an authority over http":    func(c *Config) { c.TSA = "http://tsa.example/tsr" },
+		"an authority and no roots": func(c *Config) { c.TSARoots = nil },
+		"roots that are none":       func(c *Config) { c.TSARoots = []byte("trust") },
 		"a policy without a quorum": func(c *Config) { c.Policy = []byte("#\n") },
 		"a witness over http":       func(c *Config) { c.Policy = bytes.Replace(c.Policy, []byte("127.0.0.1"), []byte("192.0.2.1"), 1) },
 	} {
@@ -324,7 +362,7 @@ func TestOnlyTheNamedServerAnswers(t *testing.T) {
 		if err := b.Now(t.Context()); err == nil {
 			t.Errorf("%s: taken", name)
 		}
-		if w, _ := b.check(t); w != 0 {
+		if w, _, _ := b.check(t); w != 0 {
 			t.Errorf("%s: anchored at %d", name, w)
 		}
 	}

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// maxAnswer bounds an answer: a Rekor entry with 64 hashes and a checkpoint.
+// maxAnswer bounds an answer: a Rekor entry with 64 hashes and a checkpoint,
+// or a token and its certificates.
 const maxAnswer = 64 << 10
 
 // newClient returns a client that follows no redirect: whoever answers is who the
@@ -40,9 +41,11 @@ func checkURL(s string) error {
 
 // post sends body and returns the status and the bounded answer.
 func (a *Anchorer) post(ctx context.Context, base, path, kind string, body []byte) (status int, answer []byte, err error) {
-	u, err := url.JoinPath(base, path)
-	if err != nil {
-		return 0, nil, err
+	u := base
+	if path != "" {
+		if u, err = url.JoinPath(base, path); err != nil {
+			return 0, nil, err
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, bytes.NewReader(body))
 	if err != nil {

@@ -111,7 +111,7 @@ func TestRekorServer(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, k := b.check(t); k != uint64(b.source.Size) {
+		if _, k, _ := b.check(t); k != uint64(b.source.Size) {
 			t.Errorf("logged at %d, want %d", k, b.source.Size)
 		}
 	}
@@ -211,7 +211,7 @@ func TestWitnessServer(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, _ := b.check(t); w != uint64(b.source.Size) {
+		if w, _, _ := b.check(t); w != uint64(b.source.Size) {
 			t.Errorf("cosigned at %d, want %d", w, b.source.Size)
 		}
 	}

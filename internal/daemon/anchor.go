@@ -17,38 +17,49 @@ type Anchor struct {
 	Rekor     string        `yaml:"rekor"`     // URL of a Rekor v2 log; "" means none
 	RekorKey  string        `yaml:"rekor_key"` // verifier key of that log, NAME+HASH+KEY
 	Witnesses string        `yaml:"witnesses"` // file with a witness policy (C2SP tlog-policy), relative to vault.yaml; "" means none
+	TSA       string        `yaml:"tsa"`       // URL of a time-stamp authority (RFC 3161); "" means none
+	TSARoots  string        `yaml:"tsa_roots"` // file with the certificates in PEM that its own leads to, relative to vault.yaml
 	Every     time.Duration `yaml:"every"`     // time between two anchors; zero means 5m
 }
 
 // policy returns the witness policy, nil for none.
 func (c *Anchor) policy() ([]byte, error) {
-	if c.Witnesses == "" {
+	return readAnchorFile("witnesses", c.Witnesses, evidence.MaxPolicy)
+}
+
+// readAnchorFile returns the file that a key names, nil for none.
+func readAnchorFile(key, name string, most int64) ([]byte, error) {
+	if name == "" {
 		return nil, nil
 	}
-	info, err := os.Stat(c.Witnesses)
+	info, err := os.Stat(name)
 	if err != nil {
-		return nil, fmt.Errorf("anchor.witnesses: %w", err)
+		return nil, fmt.Errorf("anchor.%s: %w", key, err)
 	}
-	if info.Size() > evidence.MaxPolicy {
-		return nil, fmt.Errorf("anchor.witnesses: %s is larger than %d bytes", c.Witnesses, evidence.MaxPolicy)
+	if info.Size() > most {
+		return nil, fmt.Errorf("anchor.%s: %s is larger than %d bytes", key, name, most)
 	}
-	b, err := os.ReadFile(c.Witnesses)
+	b, err := os.ReadFile(name)
 	if err != nil {
-		return nil, fmt.Errorf("anchor.witnesses: %w", err)
+		return nil, fmt.Errorf("anchor.%s: %w", key, err)
 	}
 	return b, nil
 }
 
 func (d *Daemon) openAnchors(context.Context) error {
 	c := &d.conf.Anchor
-	if c.Rekor == "" && c.Witnesses == "" {
+	if c.Rekor == "" && c.Witnesses == "" && c.TSA == "" {
 		return nil
 	}
 	policy, err := c.policy()
 	if err != nil {
 		return err
 	}
-	conf := anchor.Config{Policy: policy, Rekor: c.Rekor, RekorKey: c.RekorKey, Dir: d.path("anchors"), Every: c.Every, Log: d.log}
+	roots, err := readAnchorFile("tsa_roots", c.TSARoots, evidence.MaxTSARoots)
+	if err != nil {
+		return err
+	}
+	conf := anchor.Config{Policy: policy, Rekor: c.Rekor, RekorKey: c.RekorKey, TSA: c.TSA, TSARoots: roots, Dir: d.path("anchors"), Every: c.Every, Log: d.log}
 	if c.Rekor != "" {
 		if conf.Key, err = d.keys.AnchorKey(); err != nil {
 			return err
@@ -95,7 +106,7 @@ func (d *Daemon) anchorStatus() []admin.Anchor {
 // answer, beside those who did not.
 func (b backend) Anchor(ctx context.Context) ([]admin.Anchor, error) {
 	if b.d.anchors == nil {
-		return nil, &admin.Error{Code: "not_found", Message: "nobody is asked to vouch for the ledger", Hint: "set anchor.witnesses or anchor.rekor in vault.yaml"}
+		return nil, &admin.Error{Code: "not_found", Message: "nobody is asked to vouch for the ledger", Hint: "set anchor.witnesses, anchor.rekor or anchor.tsa in vault.yaml"}
 	}
 	if err := b.d.anchors.Now(ctx); err != nil {
 		b.d.log.WarnContext(ctx, "checkpoint not anchored everywhere", "err", err)
