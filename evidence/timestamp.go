@@ -170,7 +170,7 @@ var tspAlgorithms = map[string]x509.SignatureAlgorithm{
 // VerifyTimestamp reports what token, a TimeStampToken (RFC 3161) in DER, says about
 // the digest of cp. It must be signed by one authority whose certificate it names by
 // SHA-256 or better (RFC 5816), is for timestamping alone (critical, RFC 3161 section
-// 2.3), and was valid at the token's time up to a certificate of roots. Whether it was
+// 2.3), is no CA's, and was valid at the token's time up to a certificate of roots. Whether it was
 // revoked since is not asked.
 func VerifyTimestamp(token []byte, cp Checkpoint, roots *TSARoots) (Timestamp, error) {
 	t, err := verifyTimestamp(token, cp, roots)
@@ -339,6 +339,9 @@ func (r *TSARoots) trust(c *x509.Certificate, others []*x509.Certificate, at tim
 	critical := slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsages) && e.Critical })
 	if !critical || !slices.Equal(c.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageTimeStamping}) || len(c.UnknownExtKeyUsage) > 0 {
 		return errors.New("its certificate is not for timestamping alone, critically")
+	}
+	if c.IsCA {
+		return errors.New("its certificate is a CA's")
 	}
 	if c.KeyUsage != 0 && c.KeyUsage&(x509.KeyUsageDigitalSignature|x509.KeyUsageContentCommitment) == 0 {
 		return errors.New("its certificate is not for signing")

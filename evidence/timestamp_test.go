@@ -136,6 +136,7 @@ func TestTSACertificates(t *testing.T) {
 		"for code signing too":               {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 3) }, false},
 		"for a purpose that is not known":    {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 99) }, false},
 		"for everything":                     {func(c *x509.Certificate) { c.ExtraExtensions = nil }, false},
+		"of a CA":                            {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, false},
 		"for key agreement":                  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, false},
 		"with a critical extension that is not known": {func(c *x509.Certificate) {
 			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})

@@ -3,10 +3,15 @@
 //
 //	judges fsck URL ORIGIN KEY TOKEN    tessera's fsck on a tiled log
 //	judges rekor ENTRY KEY              Sigstore's verifier on a Rekor v2 entry
+//	judges tsa TOKEN TEXT ROOTS         Sigstore's verifier on a timestamp of a text
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,6 +20,7 @@ import (
 
 	pb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/rekor-tiles/v2/pkg/verify"
+	"github.com/sigstore/timestamp-authority/v2/pkg/verification"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/api"
 	"github.com/transparency-dev/tessera/client"
@@ -36,8 +42,10 @@ func run(ctx context.Context, args []string) error {
 		return check(ctx, args[1], args[2], args[3], args[4])
 	case len(args) == 3 && args[0] == "rekor":
 		return rekor(args[1], args[2])
+	case len(args) == 4 && args[0] == "tsa":
+		return tsa(args[1], args[2], args[3])
 	}
-	return errors.New("usage: judges fsck URL ORIGIN KEY TOKEN | judges rekor ENTRY KEY")
+	return errors.New("usage: judges fsck URL ORIGIN KEY TOKEN | judges rekor ENTRY KEY | judges tsa TOKEN TEXT ROOTS")
 }
 
 // check rebuilds the log at root from its entries and compares every tile.
@@ -84,4 +92,37 @@ func rekor(file, key string) error {
 		return err
 	}
 	return verify.VerifyLogEntry(&entry, v)
+}
+
+func tsa(file, text, pinned string) error {
+	token, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	stamped, err := os.ReadFile(text)
+	if err != nil {
+		return err
+	}
+	rest, err := os.ReadFile(pinned)
+	if err != nil {
+		return err
+	}
+	var roots []*x509.Certificate
+	for b, rest := pem.Decode(rest); b != nil; b, rest = pem.Decode(rest) {
+		c, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return err
+		}
+		roots = append(roots, c)
+	}
+	// It takes the whole answer of an authority: granted, and the token.
+	answer, err := asn1.Marshal(struct {
+		Status struct{ Status int }
+		Token  asn1.RawValue
+	}{Token: asn1.RawValue{FullBytes: token}})
+	if err != nil {
+		return err
+	}
+	_, err = verification.VerifyTimestampResponse(answer, bytes.NewReader(stamped), verification.VerifyOpts{Roots: roots})
+	return err
 }

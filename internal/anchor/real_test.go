@@ -11,11 +11,15 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +147,109 @@ func TestRekorServer(t *testing.T) {
 				t.Errorf("anchor %d: an altered entry passes: %s", i, out)
 			}
 		}
+	})
+}
+
+// TestTimestampServer has checkpoints stamped by Sigstore's time-stamp authority as its
+// project ships it, with its chain in the token and without, and others judge what is
+// kept.
+func TestTimestampServer(t *testing.T) {
+	bin := build(t, "tsa", "github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@v2.1.3")
+	for name, tc := range map[string]struct {
+		args []string
+		skip int // certificates of the chain that are not pinned
+	}{
+		"the root is pinned and the chain in the token": {[]string{"--include-chain-in-response"}, 2},
+		"the chain is pinned":                           {nil, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := port(t)
+			start(t, "127.0.0.1:"+p, bin, append([]string{"serve", "--host=127.0.0.1", "--port=" + p, "--timestamp-signer=memory", "--disable-ntp-monitoring"}, tc.args...)...)
+			stampAndJudge(t, "http://127.0.0.1:"+p+"/api/v1/timestamp", tc.skip)
+		})
+	}
+}
+
+func stampAndJudge(t *testing.T, server string, skip int) {
+	b := newBench(t)
+	b.cfg.TSA, b.cfg.Timeout = server, 0
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server+"/certchain", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	chain, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs := strings.SplitAfter(string(chain), "-----END CERTIFICATE-----\n")
+	if len(certs) != 4 { // its own, one between, the root, and nothing
+		t.Fatalf("no chain of three: %s", chain)
+	}
+	b.cfg.TSARoots = []byte(strings.Join(certs[skip:], ""))
+	b.open(t)
+	for range 3 {
+		b.source.grow(3)
+		if err := b.Now(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, s := b.check(t); s != uint64(b.source.Size) {
+			t.Errorf("stamped at %d, want %d", s, b.source.Size)
+		}
+	}
+	dir := t.TempDir()
+	file := func(name string, b []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	list, err := b.Anchors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list = slices.DeleteFunc(list, func(a evidence.Anchor) bool { return a.Kind != evidence.AnchorTSA })
+	if len(list) != 3 {
+		t.Fatalf("%d tokens are kept, want 3", len(list))
+	}
+	roots := file("roots.pem", b.cfg.TSARoots)
+	judged := func(t *testing.T, judge func(token, text string) (string, error)) {
+		t.Helper()
+		for i, a := range list {
+			text, _, _ := strings.Cut(a.Checkpoint, "\n\n")
+			token, right := file("token.der", a.Proof), file("text", []byte(text+"\n"))
+			if out, err := judge(token, right); err != nil {
+				t.Errorf("token %d: %v: %s", i, err, out)
+			}
+			if out, err := judge(token, file("other", []byte(text))); err == nil {
+				t.Errorf("token %d passes for another text: %s", i, out)
+			}
+			bad := bytes.Clone(a.Proof)
+			bad[len(bad)-1] ^= 1 // in the signature
+			if out, err := judge(file("bad.der", bad), right); err == nil {
+				t.Errorf("token %d passes with another signature: %s", i, out)
+			}
+		}
+	}
+	t.Run("OpenSSL", func(t *testing.T) {
+		openssl, err := exec.LookPath("openssl")
+		if err != nil {
+			vaulttest.Missing(t, "openssl", "openssl is not there")
+		}
+		judged(t, func(token, text string) (string, error) {
+			out, err := exec.CommandContext(t.Context(), openssl, "ts", "-verify", "-in", token, "-token_in", "-data", text, "-CAfile", roots).CombinedOutput()
+			return string(out), err
+		})
+	})
+	t.Run("Sigstore's verifier", func(t *testing.T) {
+		judge := vaulttest.Judges(t)
+		judged(t, func(token, text string) (string, error) { return judge("tsa", token, text, roots) })
 	})
 }
 
