@@ -24,6 +24,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/pilox/vault/internal/daemon"
+	"github.com/pilox/vault/internal/vaulttest"
 )
 
 // TestMain makes this test binary the pvault of the scripts, sandbox children
@@ -44,6 +45,8 @@ func TestMain(m *testing.M) {
 //	exits CODE COMMAND...        run COMMAND and want that exit code
 //	keypair NAME                 write NAME.key and NAME.pub
 //	tarball FILE DIR             write the files of DIR into a tar.gz archive
+//	authority NAME               start a time-stamp authority: its URL is $NAME, its root
+//	                             in NAME.pem
 func TestScript(t *testing.T) {
 	server := buildEcho(t)
 	testscript.Run(t, testscript.Params{
@@ -65,6 +68,14 @@ func TestScript(t *testing.T) {
 			"exits":   exits,
 			"keypair": keyPair,
 			"tarball": tarball,
+			"authority": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) != 1 {
+					ts.Fatalf("usage: authority NAME")
+				}
+				a, s := vaulttest.NewTSA(t, args[0]+".test")
+				ts.Setenv(args[0], s.URL+"/tsr")
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pem"), a.Roots(), 0o600))
+			},
 		},
 	})
 }

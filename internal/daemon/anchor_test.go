@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -22,18 +23,20 @@ import (
 func TestAnchored(t *testing.T) {
 	witness, ws := vaulttest.NewWitness(t, "w.example")
 	log, ls := vaulttest.NewRekor(t)
+	authority, as := vaulttest.NewTSA(t, "stamps.test")
 	policy := []byte("witness w " + witness.VKey + " " + ws.URL + "/w\nquorum w\n")
-	file := filepath.Join(t.TempDir(), "policy")
-	if err := os.WriteFile(file, policy, 0o600); err != nil {
+	dir := t.TempDir()
+	file, roots := filepath.Join(dir, "policy"), filepath.Join(dir, "roots.pem")
+	if err := errors.Join(os.WriteFile(file, policy, 0o600), os.WriteFile(roots, authority.Roots(), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	r := startDaemon(t, func(c *daemon.Config) {
-		c.Anchor = daemon.Anchor{Witnesses: file, Rekor: ls.URL, RekorKey: log.VKey, Every: time.Second}
+		c.Anchor = daemon.Anchor{Witnesses: file, Rekor: ls.URL, RekorKey: log.VKey, TSA: as.URL + "/tsr", TSARoots: roots, Every: time.Second}
 	})
 	u := newUpstream(t, "act")
 	r.addURL("up", u.url)
 	task := r.mint(taskFor("anchored", 100, "up.act: {args: any}"))
-	// reached waits until both vouch for what is on record now.
+	// reached waits until all vouch for what is on record now.
 	reached := func(what string) {
 		t.Helper()
 		size := r.status().Ledger
@@ -53,13 +56,14 @@ func TestAnchored(t *testing.T) {
 	} {
 		witness.Set(func(w http.ResponseWriter, _ string) bool { answer(w); return true })
 		log.Set(func(w http.ResponseWriter, _ []byte) bool { answer(w); return true })
-		asked := log.Asked()
+		authority.Set(func(w http.ResponseWriter, _ []byte) bool { answer(w); return true })
+		asked, stamped := log.Asked(), authority.Asked()
 		for range 2 { // the first is what they are asked about
 			if got := r.call(task, "up", "act", "{}"); got.Denial != nil || got.IsError {
 				t.Errorf("a call while the anchors answer %s: %+v", what, got)
 			}
 			if what != "slow" { // counted when it answers
-				eventually(t, "the log is asked, and answers "+what, func() bool { return log.Asked() > asked })
+				eventually(t, "log and authority are asked, and answer "+what, func() bool { return log.Asked() > asked && authority.Asked() > stamped })
 			}
 		}
 		if what == "slow" {
@@ -67,19 +71,20 @@ func TestAnchored(t *testing.T) {
 		}
 		witness.Set(nil)
 		log.Set(nil)
+		authority.Set(nil)
 		reached("what was missed while they answered " + what + " is made up for")
 	}
 
-	if list, err := r.admin.Anchor(t.Context()); err != nil || len(list) != 2 || list[0].Error+list[1].Error != "" {
+	if list, err := r.admin.Anchor(t.Context()); err != nil || len(list) != 3 || list[0].Error+list[1].Error+list[2].Error != "" {
 		t.Errorf("anchored by hand: %+v, %v", list, err)
 	}
 	bundle, err := r.admin.Export(t.Context(), admin.ExportRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := evidence.Options{Keys: []string{r.status().LedgerKey}, Policy: policy, RekorKeys: []string{log.VKey}}
+	want := evidence.Options{Keys: []string{r.status().LedgerKey}, Policy: policy, RekorKeys: []string{log.VKey}, TSARoots: authority.Roots()}
 	report, err := evidence.VerifyBytes(bundle, want)
-	if err != nil || report.Problem != evidence.ProblemNone || report.Anchored != report.Size || len(report.AnchoredBy) < 2 {
+	if err != nil || report.Problem != evidence.ProblemNone || report.Anchored != report.Size || len(report.AnchoredBy) < 3 || report.Before == nil {
 		b, _ := json.Marshal(report)
 		t.Errorf("the bundle: %v, %s", err, b)
 	}
@@ -87,6 +92,10 @@ func TestAnchored(t *testing.T) {
 	want.RekorKeys = []string{stranger.VKey}
 	if report, err = evidence.VerifyBytes(bundle, want); err != nil || report.Problem != evidence.ProblemUnanchored {
 		t.Errorf("a log that never saw it vouches: %v, %s", err, report.Problem)
+	}
+	want.RekorKeys, want.TSARoots = nil, vaulttest.NewAuthority("stranger.test", nil).Roots()
+	if report, err = evidence.VerifyBytes(bundle, want); err != nil || report.Problem != evidence.ProblemUnstamped {
+		t.Errorf("an authority that never saw it vouches: %v, %s", err, report.Problem)
 	}
 	if logs := r.logs.String(); !strings.Contains(logs, "502") {
 		t.Error("the log does not say that somebody did not vouch")

@@ -860,7 +860,7 @@ var cryptographyOf = map[string][]string{
 	"crypto/hmac":     {"capability", "evidence", "internal/oauth"}, // oauth makes nonces that it need not keep
 	// aat verifies Ed25519 under the name that the JOSE library does not know yet.
 	"crypto/ed25519":               {"capability", "cmd/pvault", "evidence", "internal/aat", "internal/admin", "internal/approval", "internal/daemon", "internal/keystore", "internal/ledger", "internal/oauth"},
-	"crypto/rsa":                   {"internal/oauth"}, // the type of an issuer's key; go-jose verifies
+	"crypto/rsa":                   {"internal/oauth", "evidence"}, // the type of an issuer's or authority's key; go-jose and crypto/x509 verify
 	"filippo.io/age":               {"internal/keystore"},
 	"golang.org/x/mod/sumdb/note":  {"evidence"},
 	"golang.org/x/mod/sumdb/tlog":  {"evidence", "internal/ledger", "internal/tiles"},
@@ -870,7 +870,7 @@ var cryptographyOf = map[string][]string{
 }
 
 // plainCrypto is used anywhere: hashes, comparison, randomness, parsing of keys.
-var plainCrypto = []string{"crypto", "crypto/rand", "crypto/sha256", "crypto/subtle", "crypto/x509", "crypto/tls"}
+var plainCrypto = []string{"crypto", "crypto/rand", "crypto/sha256", "crypto/subtle", "crypto/x509", "crypto/x509/pkix", "crypto/tls"}
 
 // TestPromise10NoOwnCryptography: primitives are imported by the packages that are
 // reviewed for it and by no other, weak ones by none, and nothing that has to be
