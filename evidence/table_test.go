@@ -281,8 +281,8 @@ func table(t testing.TB) []tableRow {
 	add("manifest: a member twice", c.zip(t), pinned, ProblemMalformed)
 
 	authority := vaulttest.NewAuthority("stamps.test", nil)
-	// stamped has a timestamp of the authority on a checkpoint of size records.
-	stamped := func(size int, change func(*vaulttest.Stamp)) []byte {
+	// stampedBy has a timestamp of the authority on a checkpoint of size records.
+	stampedBy := func(authority *vaulttest.Authority, size int, change func(*vaulttest.Stamp)) []byte {
 		x := filled(t)
 		x.anchor(size)
 		cp, err := unverifiedCheckpoint(b.checkpoint(size, "log"))
@@ -296,6 +296,7 @@ func table(t testing.TB) []tableRow {
 		x.anchors = append(x.anchors, Anchor{x.anchors[1].Checkpoint, AnchorTSA, x.anchors[1].Path, authority.Stamp(s)})
 		return x.bundle("t-a", 0)
 	}
+	stamped := func(size int, change func(*vaulttest.Stamp)) []byte { return stampedBy(authority, size, change) }
 	tsa := func(o Options) Options {
 		o.TSARoots = authority.Roots()
 		return o
@@ -315,6 +316,15 @@ func table(t testing.TB) []tableRow {
 	kept.anchors = []Anchor{{anchored.anchors[1].Checkpoint, AnchorTSA, anchored.anchors[1].Path, authority.Stamp(stampOf(testCheckpoint(t, 16)))}}
 	add("history signed again, its old timestamp kept", kept.bundle("t-a", 0), tsa(pinned), ProblemSplitView)
 	add("history signed again, its old timestamp dropped, to who asks for an authority", forged.bundle("t-a", 0), tsa(pinned), ProblemUnstamped)
+	counts := map[bool]Problem{true: ProblemNone, false: ProblemUnstamped}
+	tokens := stampCases(authority)
+	for _, name := range slices.Sorted(maps.Keys(tokens)) {
+		add("timestamp: "+name, stamped(16, tokens[name].change), tsa(pinned), counts[tokens[name].ok])
+	}
+	for _, name := range slices.Sorted(maps.Keys(certCases)) {
+		a := vaulttest.NewAuthority("stamps.test", certCases[name].change)
+		add("timestamp, certificate "+name, stampedBy(a, 16, nil), Options{Keys: pinned.Keys, TSARoots: a.Roots()}, counts[certCases[name].ok])
+	}
 
 	for i := range rows {
 		r := &rows[i]

@@ -42,7 +42,8 @@ func ParseTSARoots(text []byte) (*TSARoots, error) {
 	r := &TSARoots{pool: x509.NewCertPool()}
 	for rest := bytes.TrimSpace(text); len(rest) > 0; {
 		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil || b.Type != "CERTIFICATE" || len(r.list) == maxTSACerts {
+		junk := !bytes.HasPrefix(rest, []byte("-----BEGIN CERTIFICATE-----")) // which Decode would skip
+		if b, rest = pem.Decode(rest); junk || b == nil || len(b.Headers) > 0 || len(r.list) == maxTSACerts {
 			return nil, fmt.Errorf("TSA roots: want 1 to %d certificates in PEM and nothing else", maxTSACerts)
 		}
 		c, err := x509.ParseCertificate(b.Bytes)

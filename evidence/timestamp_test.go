@@ -41,19 +41,15 @@ func roots(t testing.TB, a *vaulttest.Authority) *TSARoots {
 	return r
 }
 
-// TestTimestamps: what a token must be to count (RFC 3161 sections 2.3 and 2.4.2,
-// RFC 5816, RFC 5652 section 5).
-func TestTimestamps(t *testing.T) {
-	cp := testCheckpoint(t, 16)
-	other := testCheckpoint(t, 15)
-	a := vaulttest.NewAuthority("stamps.test", nil)
-	stranger := vaulttest.NewAuthority("stranger.test", nil)
+// A stampCase is a change to a sound token, and whether it still counts.
+type stampCase struct {
+	change func(*vaulttest.Stamp)
+	ok     bool
+}
+
+func stampCases(a *vaulttest.Authority) map[string]stampCase {
 	twin := vaulttest.NewAuthority("stamps.test", func(c *x509.Certificate) { c.SerialNumber = big.NewInt(3) })
-	trust := roots(t, a)
-	for name, tc := range map[string]struct {
-		change func(*vaulttest.Stamp)
-		ok     bool
-	}{
+	return map[string]stampCase{
 		"a sound token":                              {func(*vaulttest.Stamp) {}, true},
 		"the root is inside too":                     {func(s *vaulttest.Stamp) { s.With = []*x509.Certificate{a.Root} }, true},
 		"the signer by its key":                      {func(s *vaulttest.Stamp) { s.ByKey = true }, true},
@@ -61,7 +57,7 @@ func TestTimestamps(t *testing.T) {
 		"at the first moment of the certificate":     {func(s *vaulttest.Stamp) { s.Time = vaulttest.StampsFrom }, true},
 		"before the certificate":                     {func(s *vaulttest.Stamp) { s.Time = vaulttest.StampsFrom.Add(-time.Second) }, false},
 		"after the certificate":                      {func(s *vaulttest.Stamp) { s.Time = vaulttest.StampsUntil.Add(time.Second) }, false},
-		"of another checkpoint":                      {func(s *vaulttest.Stamp) { *s = stampOf(other) }, false},
+		"of another checkpoint":                      {func(s *vaulttest.Stamp) { s.Digest = bytes.Repeat([]byte{1}, 32) }, false},
 		"an imprint that says SHA-512":               {func(s *vaulttest.Stamp) { s.Hash = vaulttest.OIDSHA512 }, false},
 		"an imprint that says SHA-1":                 {func(s *vaulttest.Stamp) { s.Hash = vaulttest.OIDSHA1 }, false},
 		"a critical extension":                       {func(s *vaulttest.Stamp) { s.Critical = true }, false},
@@ -85,7 +81,17 @@ func TestTimestamps(t *testing.T) {
 		"two signers":                                {func(s *vaulttest.Stamp) { s.Signers = 2 }, false},
 		"no certificate":                             {func(s *vaulttest.Stamp) { s.Without = true }, false},
 		"seventeen certificates":                     {func(s *vaulttest.Stamp) { s.With = slices.Repeat([]*x509.Certificate{a.Root}, 16) }, false},
-	} {
+	}
+}
+
+// TestTimestamps: what a token must be to count (RFC 3161 sections 2.3 and 2.4.2,
+// RFC 5816, RFC 5652 section 5).
+func TestTimestamps(t *testing.T) {
+	cp := testCheckpoint(t, 16)
+	a := vaulttest.NewAuthority("stamps.test", nil)
+	stranger := vaulttest.NewAuthority("stranger.test", nil)
+	trust := roots(t, a)
+	for name, tc := range stampCases(a) {
 		s := stampOf(cp)
 		tc.change(&s)
 		got, err := VerifyTimestamp(a.Stamp(s), cp, trust)
@@ -122,26 +128,28 @@ func TestTimestamps(t *testing.T) {
 	}
 }
 
+var certCases = map[string]struct {
+	change func(*x509.Certificate)
+	ok     bool
+}{
+	"for timestamping alone, critically": {nil, true},
+	"with a name that draws":             {func(c *x509.Certificate) { c.Subject.CommonName = "a\x1b[2J, witness w" }, true},
+	"for timestamping, not critically":   {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(false, 8) }, false},
+	"for code signing":                   {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 3) }, false},
+	"for code signing too":               {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 3) }, false},
+	"for a purpose that is not known":    {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 99) }, false},
+	"for everything":                     {func(c *x509.Certificate) { c.ExtraExtensions = nil }, false},
+	"of a CA":                            {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, false},
+	"for key agreement":                  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, false},
+	"with a critical extension that is not known": {func(c *x509.Certificate) {
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
+	}, false},
+}
+
 // TestTSACertificates: what a certificate must be to stamp.
 func TestTSACertificates(t *testing.T) {
 	cp := testCheckpoint(t, 16)
-	for name, tc := range map[string]struct {
-		change func(*x509.Certificate)
-		ok     bool
-	}{
-		"for timestamping alone, critically": {nil, true},
-		"with a name that draws":             {func(c *x509.Certificate) { c.Subject.CommonName = "a\x1b[2J, witness w" }, true},
-		"for timestamping, not critically":   {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(false, 8) }, false},
-		"for code signing":                   {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 3) }, false},
-		"for code signing too":               {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 3) }, false},
-		"for a purpose that is not known":    {func(c *x509.Certificate) { c.ExtraExtensions[0] = vaulttest.KeyUsages(true, 8, 99) }, false},
-		"for everything":                     {func(c *x509.Certificate) { c.ExtraExtensions = nil }, false},
-		"of a CA":                            {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, false},
-		"for key agreement":                  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, false},
-		"with a critical extension that is not known": {func(c *x509.Certificate) {
-			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}})
-		}, false},
-	} {
+	for name, tc := range certCases {
 		a := vaulttest.NewAuthority("stamps.test", tc.change)
 		got, err := VerifyTimestamp(a.Stamp(stampOf(cp)), cp, roots(t, a))
 		if (err == nil) != tc.ok {
@@ -175,6 +183,8 @@ func TestTSARoots(t *testing.T) {
 		"none":                 {"", false},
 		"words":                {"trust me", false},
 		"words after":          {good + "trust me", false},
+		"words before":         {"trust me\n" + good, false},
+		"words between":        {good + "and\n" + good, false},
 		"a key":                {good + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte{1}})), false},
 		"a broken certificate": {string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}})), false},
 		"seventeen":            {strings.Repeat(good, 17), false},

@@ -3,12 +3,12 @@
 
 It is written from the formats in the package comment of evidence/ and the
 standards named there (RFC 6962 and 9162, RFC 8785, C2SP signed notes, checkpoints,
-cosignatures and witness policies, DSSE 1, in-toto statements, Rekor v2), with the
-standard library and `cryptography`. It reads the bundle whole, so it is for bundles
+cosignatures and witness policies, DSSE 1, in-toto statements, Rekor v2, RFC 3161 with
+RFC 5652 and RFC 5280), with the standard library and `cryptography`. It reads the bundle whole, so it is for bundles
 that fit into memory several times.
 
     vault_verify.py BUNDLE --key NAME+HASH+KEY [--since FILE] [--run T] [--newer-than X]
-                    [--policy FILE] [--rekor-key KEY] [--json]
+                    [--policy FILE] [--rekor-key KEY] [--tsa-roots FILE] [--json]
 
 Exit codes are those of `pvault audit verify`. `--table DIR` runs the table that
 the Go tests write and fails if one answer differs.
@@ -26,15 +26,16 @@ import struct
 import sys
 import zlib
 
-from cryptography.exceptions import InvalidSignature
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 EXIT = {
     "ok": 0, "altered": 10, "dropped": 11, "swapped": 12, "truncated": 13, "disclosure": 14,
     "malformed": 15, "statement": 16, "wrong_key": 20, "unpinned": 21, "unwitnessed": 22,
-    "unanchored": 23, "rollback": 30, "split_view": 31, "unrelated": 32, "other_run": 33,
+    "unanchored": 23, "unstamped": 24, "rollback": 30, "split_view": 31, "unrelated": 32, "other_run": 33,
     "stale": 34, "incomplete": 40,
 }
 DOUBT_SIGNER = 20  # codes from here on are not about the records
@@ -42,6 +43,8 @@ MAX_BUNDLE = 1 << 30
 MAX_SMALL = 64 << 10
 MAX_STATEMENT = 1 << 20
 MAX_NOTE = 16 << 10
+MAX_TOKEN = 32 << 10
+MAX_TSA_CERTS = 16
 MAX_LEAF = (1 << 16) - 1
 MAX_LINE = 384 << 10
 MAX_INT = 2**53 - 1
@@ -402,6 +405,257 @@ def in_rekor(entry, cp, key):
         return False
 
 
+# --- timestamps -----------------------------------------------------------------
+
+
+def der(data):
+    """The elements in DER bytes, as (tag, content, whole element)."""
+    out, at = [], 0
+    while at < len(data):
+        head = at
+        if len(data) - at < 2 or data[at] & 31 == 31:
+            raise ValueError("DER: tag")
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size >= 0x80:
+            n = size & 0x7F
+            size = int.from_bytes(data[at : at + n], "big")
+            if not 1 <= n <= 4 or at + n > len(data) or data[at] == 0 or size < 0x80:
+                raise ValueError("DER: length")
+            at += n
+        if size > len(data) - at:
+            raise ValueError("DER: cut short")
+        out.append((tag, data[at : at + size], data[head : at + size]))
+        at += size
+    return out
+
+
+def inside(data, tag=0x30):
+    """The elements in the one element of data, which has this tag."""
+    (t, content, _), *more = der(data)
+    if t != tag or more:
+        raise ValueError(f"DER: want one element {tag:#x}")
+    return der(content)
+
+
+def dotted(element):
+    tag, b, _ = element
+    if tag != 6 or not b or b[-1] & 0x80:
+        raise ValueError("DER: no object identifier")
+    parts, n = [], 0
+    for c in b:
+        n = n << 7 | c & 0x7F
+        if not c & 0x80:
+            parts.append(n)
+            n = 0
+    first = min(parts[0] // 40, 2)
+    return ".".join(map(str, [first, parts[0] - 40 * first] + parts[1:]))
+
+
+def number(element, tag=2):
+    if element[0] != tag or not element[1]:
+        raise ValueError("DER: no integer")
+    return int.from_bytes(element[1], "big", signed=True)
+
+
+CMS_SIGNED, TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
+ATTR_TYPE, ATTR_DIGEST, ATTR_CERTS = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4", "1.2.840.113549.1.9.16.2.47"
+SHA2 = {"2.16.840.1.101.3.4.2.1": "sha256", "2.16.840.1.101.3.4.2.2": "sha384", "2.16.840.1.101.3.4.2.3": "sha512"}
+SIGNATURES = {
+    "1.2.840.113549.1.1.1": (rsa.RSAPublicKey, None),
+    "1.2.840.113549.1.1.11": (rsa.RSAPublicKey, "sha256"),
+    "1.2.840.113549.1.1.12": (rsa.RSAPublicKey, "sha384"),
+    "1.2.840.113549.1.1.13": (rsa.RSAPublicKey, "sha512"),
+    "1.2.840.10045.4.3.2": (ec.EllipticCurvePublicKey, "sha256"),
+    "1.2.840.10045.4.3.3": (ec.EllipticCurvePublicKey, "sha384"),
+    "1.2.840.10045.4.3.4": (ec.EllipticCurvePublicKey, "sha512"),
+    "1.3.101.112": (ed25519.Ed25519PublicKey, None),
+}
+KNOWN_EXTENSIONS = {"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.32", "2.5.29.37"}  # may be critical
+TIMESTAMPING, ANY_PURPOSE = "1.3.6.1.5.5.7.3.8", "2.5.29.37.0"
+
+
+def check_signature(cert, algorithm, hash_, sig, message):
+    kind, named = SIGNATURES.get(algorithm, (None, None))
+    key, hash_ = cert.public_key(), named or hash_
+    if kind is None or not isinstance(key, kind):
+        raise ValueError(f"signature algorithm {algorithm}")
+    if kind is ed25519.Ed25519PublicKey:
+        key.verify(sig, message)
+        return
+    hash_ = {"sha256": hashes.SHA256, "sha384": hashes.SHA384, "sha512": hashes.SHA512}[hash_]()
+    if kind is ec.EllipticCurvePublicKey:
+        key.verify(sig, message, ec.ECDSA(hash_))
+    else:
+        key.verify(sig, message, padding.PKCS1v15(), hash_)
+
+
+def extension(cert, kind):
+    try:
+        return cert.extensions.get_extension_for_class(kind)
+    except x509.ExtensionNotFound:
+        return None
+
+
+def purposes(cert):
+    e = extension(cert, x509.ExtendedKeyUsage)
+    return None if e is None else [p.dotted_string for p in e.value]
+
+
+def valid_at(cert, ns):
+    utc = lambda t: t.replace(tzinfo=datetime.timezone.utc)
+    start = getattr(cert, "not_valid_before_utc", None) or utc(cert.not_valid_before)
+    end = getattr(cert, "not_valid_after_utc", None) or utc(cert.not_valid_after)
+    if any(e.critical and e.oid.dotted_string not in KNOWN_EXTENSIONS for e in cert.extensions):
+        return False
+    key = cert.public_key()
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048:
+        return False
+    may = purposes(cert)
+    if may is not None and TIMESTAMPING not in may and ANY_PURPOSE not in may:
+        return False
+    return int(start.timestamp()) * 10**9 <= ns <= int(end.timestamp()) * 10**9
+
+
+def issued(child, parent, below):
+    """Whether parent may have issued child, with so many CAs below, and did."""
+    ca, usage = extension(parent, x509.BasicConstraints), extension(parent, x509.KeyUsage)
+    if child.issuer != parent.subject or ca is None or not ca.value.ca or usage and not usage.value.key_cert_sign:
+        return False
+    if ca.value.path_length is not None and below > ca.value.path_length:
+        return False
+    # Name constraints would have to be understood; no authority's root has needed them.
+    if any(e.oid.dotted_string == "2.5.29.30" for e in parent.extensions):
+        return False
+    algorithm = child.signature_algorithm_oid.dotted_string
+    if algorithm == "1.2.840.113549.1.1.1":
+        return False
+    try:
+        check_signature(parent, algorithm, None, child.signature, child.tbs_certificate_bytes)
+    except (ValueError, KeyError, InvalidSignature):
+        return False
+    return True
+
+
+class TSARoots:
+    def __init__(self, text):
+        block = r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*"
+        try:
+            text = text.decode().strip()
+            if not re.fullmatch(f"(?:{block}){{1,{MAX_TSA_CERTS}}}", text):
+                raise ValueError(f"want 1 to {MAX_TSA_CERTS} certificates in PEM and nothing else")
+            self.certs = [x509.load_pem_x509_certificate(b.encode()) for b in re.findall(block, text)]
+        except ValueError as e:
+            raise Refused(f"TSA roots: {e}") from None
+
+    def lead_to(self, cert, others, ns, below=0):
+        """Whether cert was valid then up to a root. RFC 5280 section 6, without policies."""
+        if not valid_at(cert, ns) or below > MAX_TSA_CERTS:
+            return False
+        if cert in self.certs:
+            return True
+        if any(valid_at(r, ns) and issued(cert, r, below) for r in self.certs):
+            return True
+        rest = [o for o in others if o != cert]
+        return any(issued(cert, o, below) and self.lead_to(o, rest, ns, below + 1) for o in rest)
+
+    def timestamp(self, token, cp):
+        """Who stamped the checkpoint, and the second by which; None if none of ours did."""
+        try:
+            return self.read(token, cp)
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, InvalidSignature, UnsupportedAlgorithm,
+                x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+            return None
+
+    def read(self, token, cp):
+        if len(token) > MAX_TOKEN:
+            raise ValueError("too long")
+        kind, wrapped, *_ = inside(token)
+        if dotted(kind) != CMS_SIGNED or wrapped[0] != 0xA0:
+            raise ValueError("not signed data")
+        _, _, content, *rest = inside(wrapped[1])
+        kind, wrapped, *_ = der(content[1])
+        (tag, info, _), *more = der(wrapped[1])
+        if dotted(kind) != TST_INFO or wrapped[0] != 0xA0 or tag != 4 or more:
+            raise ValueError("no TSTInfo")
+        certs = []
+        if rest and rest[0][0] == 0xA0:
+            certs = [x509.load_der_x509_certificate(c[2]) for c in der(rest.pop(0)[1])]
+        if rest and rest[0][0] == 0xA1:
+            rest.pop(0)
+        (tag, signers, _), *_ = rest
+        signers = der(signers)
+        if tag != 0x31 or len(signers) != 1 or len(certs) > MAX_TSA_CERTS:
+            raise ValueError("want one signer")
+        cert = self.signer(inside(signers[0][2]), info, certs)
+        ns, before = self.stated(info, cp)
+        use, ca, usage = extension(cert, x509.ExtendedKeyUsage), extension(cert, x509.BasicConstraints), extension(cert, x509.KeyUsage)
+        if use is None or not use.critical or purposes(cert) != [TIMESTAMPING] or ca and ca.value.ca:
+            raise ValueError("not for timestamping alone")
+        if usage and not (usage.value.digital_signature or usage.value.content_commitment):
+            raise ValueError("not for signing")
+        if not self.lead_to(cert, certs, ns):
+            raise ValueError("no chain")
+        names = cert.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
+        name = re.sub(r"[^A-Za-z0-9 ._-]", "?", names[-1].value)[:64] if names else ""
+        return name or "without a name", before
+
+    def signer(self, fields, info, certs):
+        _, who, digest_by, signed, signed_by, sig, *_ = fields
+        hash_ = SHA2[dotted(der(digest_by[1])[0])]
+        if signed[0] != 0xA0 or sig[0] != 4:
+            raise ValueError("no signed attributes")
+        message = b"\x31" + signed[2][1:]
+        attrs = {}
+        for a in der(signed[1]):
+            kind, values = inside(a[2])
+            attrs.setdefault(dotted(kind), []).extend(inside(values[2], 0x31))
+        (kind,), (digest,), (ids,) = attrs[ATTR_TYPE], attrs[ATTR_DIGEST], attrs[ATTR_CERTS]
+        if dotted(kind) != TST_INFO or digest[0] != 4 or digest[1] != hashlib.new(hash_, info).digest():
+            raise ValueError("another content than the signed one")
+        first = inside(inside(inside(ids[2])[0][2])[0][2])
+        named = SHA2[dotted(der(first.pop(0)[1])[0])] if first[0][0] == 0x30 else "sha256"
+        for c in certs + self.certs:
+            raw = c.public_bytes(Encoding.DER)
+            if first[0][0] == 4 and hashlib.new(named, raw).digest() == first[0][1] and self.called(who, c):
+                check_signature(c, dotted(der(signed_by[1])[0]), hash_, sig[1], message)
+                return c
+        raise ValueError("its certificate is not there")
+
+    def called(self, who, cert):
+        if who[0] == 0x80:
+            e = extension(cert, x509.SubjectKeyIdentifier)
+            return e is not None and e.value.digest == who[1]
+        issuer, serial, *_ = inside(who[2])
+        return issuer[2] == cert.issuer.public_bytes() and number(serial) == cert.serial_number
+
+    def stated(self, info, cp):
+        version, _, imprint, _, at, *rest = inside(info)
+        algorithm, digest, *_ = inside(imprint[2])
+        if number(version) != 1 or SHA2[dotted(der(algorithm[1])[0])] != "sha256" or digest[0] != 4 or digest[1] != cp.digest:
+            raise ValueError("not of this checkpoint")
+        m = re.fullmatch(r"(\d{14})(?:\.(\d{0,8}[1-9]))?Z", at[1].decode("ascii"))
+        if at[0] != 0x18 or not m:
+            raise ValueError("no time in UTC")
+        when = datetime.datetime.strptime(m[1], "%Y%m%d%H%M%S").replace(tzinfo=datetime.timezone.utc)
+        ns = int(when.timestamp()) * 10**9 + int((m[2] or "").ljust(9, "0"))
+        off = 0
+        for tag, content, _ in rest:
+            if tag == 0x30:
+                units = {2: (10**9, 86400), 0x80: (10**6, 999), 0x81: (10**3, 999)}
+                for e in der(content):
+                    unit, most = units.pop(e[0])
+                    if not 0 <= number(e, e[0]) <= most:
+                        raise ValueError("no accuracy of a clock")
+                    off += unit * number(e, e[0])
+            for x in der(content) if tag == 0xA1 else ():
+                _, critical, *_ = inside(x[2])
+                if critical[0] == 1 and critical[1] != b"\0":
+                    raise ValueError("a critical extension that is not known")
+        if ns < 0:
+            raise ValueError("a time before 1970")
+        return ns, -(-(ns + off) // 10**9)
+
+
 # --- the zip ---------------------------------------------------------------------
 
 
@@ -581,10 +835,11 @@ def what_ran(scope, cp, run, leaves, hashes_, opened):
 
 
 class Verifier:
-    def __init__(self, keys=(), since=None, run="", newer_than=None, policy=None, rekor=()):
+    def __init__(self, keys=(), since=None, run="", newer_than=None, policy=None, rekor=(), tsa=None):
         self.policy = Policy(policy) if policy is not None else None
         self.keys = [Key(k) for k in [*keys, *(self.policy.logs if self.policy else [])]]
         self.rekor = [Key(k) for k in rekor]
+        self.tsa = TSARoots(tsa) if tsa is not None else None
         self.run, self.since, self.newer = run, None, newer_than
         if since is not None:
             try:
@@ -939,7 +1194,7 @@ class Verifier:
             try:
                 a = line_of(raw, ["checkpoint", "kind", "path", "proof"])
                 path_of(a["path"])
-                if a["kind"] not in ("witness", "rekor") or (a["kind"] == "witness") != (a["proof"] is None) or len(listed) > 64:
+                if a["kind"] not in ("witness", "rekor", "tsa") or (a["kind"] == "witness") != (a["proof"] is None) or len(listed) > 64:
                     raise ValueError("want at most 64 anchors of a known kind")
             except (ValueError, TypeError) as e:
                 raise Finding("malformed", f"anchors.jsonl: {e}") from None
@@ -965,15 +1220,19 @@ class Verifier:
                     if in_rekor(b64(a["proof"]), old, k):
                         good.append(("rekor", "rekor " + k.name, old.size, 0))
                         break
+            if a["kind"] == "tsa" and self.tsa:
+                done = self.tsa.timestamp(b64(a["proof"]), old)
+                if done:
+                    good.append(("tsa", "tsa " + done[0], old.size, done[1]))
         before = 0
-        for _, by, size, at in good:
+        for kind, by, size, at in good:
             text = f"{by} at {size}"
             if text not in r["anchored_by"]:
                 r["anchored_by"].append(text)
             r["anchored"] = max(r["anchored"], size)
             if at and size > last and (not before or at < before):
                 before = at
-            if size == cp.size:
+            if size == cp.size and kind == "witness":  # an authority stamps what is old, too
                 self.newest = max(self.newest, at)
         if before:
             r["before"] = stamp(before)
@@ -983,6 +1242,8 @@ class Verifier:
             raise Finding("unwitnessed", "the quorum of your witness policy has signed no checkpoint of it")
         if self.rekor and "rekor" not in kinds:
             raise Finding("unanchored", "no entry of the Rekor log whose key you gave")
+        if self.tsa and "tsa" not in kinds:
+            raise Finding("unstamped", "no timestamp that leads to the TSA roots you gave")
 
     def new_enough(self):
         if self.newer is None:
@@ -1055,7 +1316,7 @@ def table(directory):
         with open(f"{directory}/{row['bundle']}", "rb") as f:
             data = f.read()
         enc = lambda m: row[m].encode() if m in row else None
-        r = Verifier(row["keys"] or (), enc("since"), row.get("run", ""), row.get("newer_than"), enc("policy"), row.get("rekor", ())).verify(data)
+        r = Verifier(row["keys"] or (), enc("since"), row.get("run", ""), row.get("newer_than"), enc("policy"), row.get("rekor", ()), enc("tsa")).verify(data)
         members = ["problem", "exit", "record", "intact", "complete", "pinned"]
         if row["exit"] == 0:
             members += ["anchored_by", "disclosed"]
@@ -1078,6 +1339,7 @@ def main():
     p.add_argument("--newer-than", help="time, or number of records, that it must be newer than")
     p.add_argument("--policy", help="file with your witness policy")
     p.add_argument("--rekor-key", action="append", default=[], help="verifier key of a Rekor v2 log, or @FILE")
+    p.add_argument("--tsa-roots", help="file with root certificates of time-stamp authorities, PEM")
     p.add_argument("--json", action="store_true")
     p.add_argument("--table", metavar="DIR", help="run the table of the Go tests")
     a = p.parse_args()
@@ -1096,7 +1358,7 @@ def main():
     try:
         keys = lambda l: [read(k[1:], 4096).decode().strip() if k.startswith("@") else k for k in l]
         v = Verifier(keys(a.key), read(a.since, MAX_NOTE) if a.since else None, a.run, a.newer_than,
-                     read(a.policy, MAX_SMALL) if a.policy else None, keys(a.rekor_key))
+                     read(a.policy, MAX_SMALL) if a.policy else None, keys(a.rekor_key), read(a.tsa_roots, MAX_SMALL) if a.tsa_roots else None)
         r = v.verify(read(a.bundle, MAX_BUNDLE))
     except (OSError, Refused, UnicodeDecodeError, binascii.Error) as e:
         print(f"vault_verify: {e}", file=sys.stderr)
