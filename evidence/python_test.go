@@ -7,19 +7,22 @@ import (
 	"github.com/pilox/vault/internal/vaulttest"
 )
 
+// python returns a Python that has what the second verifier needs.
+func python(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"python3", "/usr/bin/python3"} { // Debian's has Debian's packages
+		if exec.Command(name, "-c", "import cryptography").Run() == nil {
+			return name
+		}
+	}
+	vaulttest.Missing(t, "python", "python3 with the package cryptography is not there")
+	return ""
+}
+
 // TestPythonVerifierAgrees runs the second verifier, which shares no code with this
 // package, over the table: the same answer, exit code and index in each row.
 func TestPythonVerifierAgrees(t *testing.T) {
-	py := ""
-	for _, name := range []string{"python3", "/usr/bin/python3"} { // Debian's has Debian's packages
-		if exec.Command(name, "-c", "import cryptography").Run() == nil {
-			py = name
-			break
-		}
-	}
-	if py == "" {
-		vaulttest.Missing(t, "python", "python3 with the package cryptography is not there")
-	}
+	py := python(t)
 	dir, rows := writeTable(t)
 	out, err := exec.Command(py, "../contrib/verify-python/vault_verify.py", "--table", dir).CombinedOutput()
 	if err != nil {
