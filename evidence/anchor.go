@@ -17,9 +17,10 @@ type AnchorKind string
 
 // The kinds of anchors.
 const (
-	AnchorWitness AnchorKind = "witness" // cosignatures on the note itself
-	AnchorRekor   AnchorKind = "rekor"   // an entry of a Rekor v2 log
-	AnchorTSA     AnchorKind = "tsa"     // a token of a time-stamp authority, RFC 3161
+	AnchorWitness AnchorKind = "witness"  // cosignatures on the note itself
+	AnchorRekor   AnchorKind = "rekor"    // an entry of a Rekor v2 log
+	AnchorRekorV1 AnchorKind = "rekor_v1" // an entry of a Rekor v1 log
+	AnchorTSA     AnchorKind = "tsa"      // a token of a time-stamp authority, RFC 3161
 )
 
 // An Anchor is somebody else's word on a checkpoint of the ledger, this one or an
@@ -99,7 +100,7 @@ func (v *verifier) readAnchors(list []Anchor) ([]Anchor, error) {
 		if err := decodeLine([]byte(line), &a); err != nil {
 			return nil, found(ProblemMalformed, "%s: %v", fileAnchors, err)
 		}
-		known := a.Kind == AnchorWitness || a.Kind == AnchorRekor || a.Kind == AnchorTSA
+		known := a.Kind == AnchorWitness || a.Kind == AnchorRekor || a.Kind == AnchorRekorV1 || a.Kind == AnchorTSA
 		if !known || len(list) > maxAnchors || (a.Kind == AnchorWitness) != (a.Proof == nil) {
 			return nil, found(ProblemMalformed, "%s: want at most %d anchors of a known kind", fileAnchors, maxAnchors)
 		}
@@ -143,6 +144,15 @@ func (v *verifier) confirm(a *Anchor, cp Checkpoint) (anchored, bool) {
 			if err := VerifyRekor(a.Proof, cp, k); err == nil {
 				name, _, _ := strings.Cut(k, "+")
 				return anchored{by: "rekor " + name, size: cp.Size}, true
+			}
+		}
+	case AnchorRekorV1:
+		for _, k := range v.opts.RekorKeys {
+			if !isRekorV1(k) {
+				continue
+			}
+			if e, err := VerifyRekorV1(a.Proof, cp, k); err == nil {
+				return anchored{by: "rekor " + e.Log, size: cp.Size, at: e.Time}, true
 			}
 		}
 	case AnchorTSA:

@@ -91,7 +91,7 @@ func TestPageVerifiesInABrowser(t *testing.T) {
 	for i := range rows {
 		r := &rows[i]
 		form, err := json.Marshal(map[string]string{
-			"Keys": strings.Join(r.Keys, " "), "Since": r.Since, "Run": r.Run, "Newer": r.NewerThan, "Policy": r.Policy, "Rekor": strings.Join(r.Rekor, " "), "TSA": r.TSA,
+			"Keys": strings.Join(r.Keys, " "), "Since": r.Since, "Run": r.Run, "Newer": r.NewerThan, "Policy": r.Policy, "Rekor": strings.Join(r.Rekor, "\n"), "TSA": r.TSA,
 		})
 		if err != nil {
 			t.Fatal(err)

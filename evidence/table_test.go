@@ -326,6 +326,26 @@ func table(t testing.TB) []tableRow {
 		add("timestamp, certificate "+name, stampedBy(a, 16, nil), Options{Keys: pinned.Keys, TSARoots: a.Roots()}, counts[certCases[name].ok])
 	}
 
+	entryV1, keyV1 := rekorV1Log(t, testCheckpoint(t, 16))
+	inV1 := func(entry []byte) []byte {
+		x := filled(t)
+		x.anchor(16)
+		x.anchors[1].Kind, x.anchors[1].Proof = AnchorRekorV1, entry
+		return x.bundle("t-a", 0)
+	}
+	v1 := Options{Keys: pinned.Keys, RekorKeys: []string{keyV1}}
+	add("in a Rekor v1 log, which says when", inV1(entryV1), v1, ProblemNone)
+	add("in a Rekor v1 log, and either version is asked for", inV1(entryV1), Options{Keys: pinned.Keys, RekorKeys: []string{rekorKey, keyV1}}, ProblemNone)
+	add("in a Rekor v1 log that nobody named", inV1(entryV1), pinned, ProblemNone)
+	add("in another Rekor v1 log", inV1(entryV1), Options{Keys: pinned.Keys, RekorKeys: []string{vaulttest.NewRekorV1("stranger.test").Key()}}, ProblemUnanchored)
+	add("no entry where a Rekor v1 log is asked for", good, v1, ProblemUnanchored)
+	add("a Rekor v2 entry said to be of v1", inV1(anchored.anchors[1].Proof), v1, ProblemUnanchored)
+	otherV1, _ := rekorV1Log(t, testCheckpoint(t, 15))
+	add("a Rekor v1 entry of another checkpoint", inV1(otherV1), v1, ProblemUnanchored)
+	for _, name := range slices.Sorted(maps.Keys(v1Lies)) {
+		add("a Rekor v1 entry "+name, inV1(changedV1(t, entryV1, v1Lies[name])), v1, ProblemUnanchored)
+	}
+
 	for i := range rows {
 		r := &rows[i]
 		r.Bundle, r.SHA256 = fmt.Sprintf("%03d.zip", i), sha256.Sum256(r.data)

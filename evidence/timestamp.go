@@ -214,7 +214,7 @@ func verifyTimestamp(token []byte, cp Checkpoint, roots *TSARoots) (Timestamp, e
 	if err != nil {
 		return Timestamp{}, err
 	}
-	t.By = tsaName(signer)
+	t.By = plainName(signer.Subject.CommonName)
 	return t, roots.trust(signer, certs, t.Time)
 }
 
@@ -365,15 +365,15 @@ func (r *TSARoots) trust(c *x509.Certificate, others []*x509.Certificate, at tim
 	return nil
 }
 
-// tsaName is the common name of a certificate as far as it is plain text.
-func tsaName(c *x509.Certificate) string {
+// plainName is what others call themselves as far as that is plain text.
+func plainName(name string) string {
 	const maxName = 64
-	name := strings.Map(func(r rune) rune {
+	name = strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(" .-_", r) {
 			return r
 		}
 		return '?'
-	}, c.Subject.CommonName)
+	}, name)
 	if name == "" {
 		return "without a name"
 	}

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/pilox/vault"
 )
 
@@ -35,8 +33,8 @@ type Options struct {
 	// Policy is a witness policy, C2SP tlog-policy: its quorum must have signed. Its
 	// log keys count as Keys. Nil: cosignatures are counted and say nothing.
 	Policy []byte
-	// RekorKeys are verifier keys of Rekor v2 logs, NAME+HASH+KEY; an entry of one
-	// of them must be there. Nil: entries are counted and say nothing.
+	// RekorKeys are keys of Rekor logs, NAME+HASH+KEY of v2 or ECDSA P-256 in PEM of v1;
+	// an entry of one of them must be there. Nil: entries are counted and say nothing.
 	RekorKeys []string
 	// TSARoots are certificates in PEM, see [ParseTSARoots]: a timestamp that leads to
 	// one of them must be there. Nil: timestamps are counted and say nothing.
@@ -64,8 +62,8 @@ func Verify(r io.ReaderAt, size int64, o Options) (Report, error) {
 		}
 	}
 	for _, k := range o.RekorKeys {
-		if _, err := note.NewVerifier(k); err != nil {
-			return Report{}, fmt.Errorf("verify: Rekor key %q: want NAME+HASH+KEY: %w", k, err)
+		if err := checkRekorKey(k); err != nil {
+			return Report{}, fmt.Errorf("verify: Rekor key %q: want NAME+HASH+KEY, or PEM for v1: %w", k, err)
 		}
 	}
 	if o.Since != nil {

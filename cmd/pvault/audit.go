@@ -262,7 +262,7 @@ of what ran differs from the records; 20 wrong key; 21 no key pinned; 22 the quo
 	f.StringVar(&run, "run", "", "the run that you asked for")
 	f.StringVar(&newer, "newer-than", "", "time, or number of records, that it must be newer than: detects a replayed bundle")
 	f.StringVar(&policy, "policy", "", "file with your witness policy (C2SP tlog-policy): its quorum must have signed")
-	f.StringArrayVar(&rekor, "rekor-key", nil, "verifier key of a Rekor v2 log, NAME+HASH+KEY, or @FILE: an entry there must exist")
+	f.StringArrayVar(&rekor, "rekor-key", nil, "key of a Rekor log, NAME+HASH+KEY or @FILE, which for v1 holds its key in PEM: an entry there must exist")
 	f.StringVar(&tsa, "tsa-roots", "", "file with root certificates in PEM: a time-stamp authority under one of them must have stamped it")
 	return c
 }

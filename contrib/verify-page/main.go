@@ -17,7 +17,8 @@ import (
 	"github.com/pilox/vault/evidence"
 )
 
-// options are what the form says. Everything is text; lists are split at spaces.
+// options are what the form says. Everything is text; lists are split at spaces, and
+// keys in PEM after their last line.
 type options struct {
 	Keys, Since, Run, Newer, Policy, Rekor, TSA string
 }
@@ -51,7 +52,7 @@ func verify(bundle []byte, form string) (answer, error) {
 	if err := json.Unmarshal([]byte(form), &f); err != nil {
 		return answer{}, fmt.Errorf("read form: %w", err)
 	}
-	o := evidence.Options{Keys: strings.Fields(f.Keys), RekorKeys: strings.Fields(f.Rekor), Run: vault.TaskID(strings.TrimSpace(f.Run))}
+	o := evidence.Options{Keys: strings.Fields(f.Keys), RekorKeys: rekorKeys(f.Rekor), Run: vault.TaskID(strings.TrimSpace(f.Run))}
 	if strings.TrimSpace(f.Since) != "" {
 		// A pasted checkpoint may have lost the end of its last line.
 		o.Since = []byte(strings.TrimRight(f.Since, "\r\n ") + "\n")
@@ -75,4 +76,18 @@ func verify(bundle []byte, form string) (answer, error) {
 		return answer{}, err
 	}
 	return answer{Report: &r, Text: r.String()}, nil
+}
+
+// rekorKeys splits a list of keys of v2 in one word and of v1 in PEM.
+func rekorKeys(text string) (keys []string) {
+	for text != "" {
+		words, rest, _ := strings.Cut(text, "-----BEGIN")
+		keys = append(keys, strings.Fields(words)...)
+		if text = rest; rest == "" {
+			break
+		}
+		block, rest, _ := strings.Cut(rest, "-----END PUBLIC KEY-----")
+		keys, text = append(keys, "-----BEGIN"+block+"-----END PUBLIC KEY-----\n"), rest
+	}
+	return keys
 }

@@ -3,7 +3,7 @@
 
 It is written from the formats in the package comment of evidence/ and the
 standards named there (RFC 6962 and 9162, RFC 8785, C2SP signed notes, checkpoints,
-cosignatures and witness policies, DSSE 1, in-toto statements, Rekor v2, RFC 3161 with
+cosignatures and witness policies, DSSE 1, in-toto statements, Rekor v2 and v1, RFC 3161 with
 RFC 5652 and RFC 5280), with the standard library and `cryptography`. It reads the bundle whole, so it is for bundles
 that fit into memory several times.
 
@@ -30,7 +30,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key, load_pem_public_key
 
 EXIT = {
     "ok": 0, "altered": 10, "dropped": 11, "swapped": 12, "truncated": 13, "disclosure": 14,
@@ -405,6 +405,71 @@ def in_rekor(entry, cp, key):
         return False
 
 
+class RekorV1Key:
+    """The public key of a Rekor v1 log, ECDSA P-256 in PEM."""
+
+    def __init__(self, text):
+        try:
+            self.public, self.der = pem_key(text)
+        except (ValueError, UnsupportedAlgorithm) as e:
+            raise Refused(f"Rekor key: {e}") from None
+        self.id = sha256(self.der)
+
+    def signed(self, message, sig):
+        try:
+            self.public.verify(sig, message, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    def holds(self, entry, cp):
+        """Host name and time of a LogEntry whose leaf is rebuilt from the checkpoint."""
+        try:
+            e = json.loads(entry)
+            s = json.loads(b64(e["body"]))["spec"]["signature"]
+            sig, pem = b64(s["content"]), b64(s["publicKey"]["content"])
+            pem_key(pem.decode())[0].verify(sig, cp.digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+            enc = lambda b: base64.b64encode(b).decode()
+            leaf = dump({
+                "apiVersion": "0.0.1", "kind": "hashedrekord", "spec": {
+                    "data": {"hash": {"algorithm": "sha256", "value": cp.digest.hex()}},
+                    "signature": {"content": enc(sig), "publicKey": {"content": enc(pem)}}},
+            }).encode()
+            at, index, v = e["integratedTime"], e["logIndex"], e["verification"]
+            p = v["inclusionProof"]
+            if any(type(n) is not int for n in (at, index, p["logIndex"], p["treeSize"])) or not 0 < at <= 253402300799:
+                return None
+            promise = dump({"body": enc(leaf), "integratedTime": at, "logID": self.id.hex(), "logIndex": index}).encode()
+            if e["logID"] != self.id.hex() or not self.signed(promise, b64(v["signedEntryTimestamp"])):
+                return None
+            host = p["checkpoint"].split(" - ")[0]
+            text, sigs = signatures(p["checkpoint"].encode())
+            if not any(n == host and h == self.id[:4] and self.signed(text, s) for n, h, s in sigs):
+                return None
+            lines = text.decode().split("\n")
+            if lines[1] != str(p["treeSize"]) or p["logIndex"] < 0:
+                return None
+            path = [digest_of(h) for h in p["hashes"]]
+            if not included(p["logIndex"], p["treeSize"], leaf_hash(leaf), path, b64(lines[2])):
+                return None
+            return plain_name(host), at
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, InvalidSignature, UnsupportedAlgorithm, RecursionError):
+            return None
+
+
+def pem_key(text):
+    if not re.fullmatch(r"-----BEGIN PUBLIC KEY-----\s[A-Za-z0-9+/=\s]+-----END PUBLIC KEY-----\s*", text):
+        raise ValueError("want one PUBLIC KEY in PEM")
+    key = load_pem_public_key(text.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
+        raise ValueError("want an ECDSA key on P-256")
+    return key, key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def plain_name(name):
+    return re.sub(r"[^A-Za-z0-9 ._-]", "?", name)[:64] or "without a name"
+
+
 # --- timestamps -----------------------------------------------------------------
 
 
@@ -596,8 +661,7 @@ class TSARoots:
         if not self.lead_to(cert, certs, ns):
             raise ValueError("no chain")
         names = cert.subject.get_attributes_for_oid(x509.oid.NameOID.COMMON_NAME)
-        name = re.sub(r"[^A-Za-z0-9 ._-]", "?", names[-1].value)[:64] if names else ""
-        return name or "without a name", before
+        return plain_name(names[-1].value if names else ""), before
 
     def signer(self, fields, info, certs):
         _, who, digest_by, signed, signed_by, sig, *_ = fields
@@ -838,7 +902,7 @@ class Verifier:
     def __init__(self, keys=(), since=None, run="", newer_than=None, policy=None, rekor=(), tsa=None):
         self.policy = Policy(policy) if policy is not None else None
         self.keys = [Key(k) for k in [*keys, *(self.policy.logs if self.policy else [])]]
-        self.rekor = [Key(k) for k in rekor]
+        self.rekor = [RekorV1Key(k) if k.startswith("-----BEGIN") else Key(k) for k in rekor]
         self.tsa = TSARoots(tsa) if tsa is not None else None
         self.run, self.since, self.newer = run, None, newer_than
         if since is not None:
@@ -1194,7 +1258,7 @@ class Verifier:
             try:
                 a = line_of(raw, ["checkpoint", "kind", "path", "proof"])
                 path_of(a["path"])
-                if a["kind"] not in ("witness", "rekor", "tsa") or (a["kind"] == "witness") != (a["proof"] is None) or len(listed) > 64:
+                if a["kind"] not in ("witness", "rekor", "rekor_v1", "tsa") or (a["kind"] == "witness") != (a["proof"] is None) or len(listed) > 64:
                     raise ValueError("want at most 64 anchors of a known kind")
             except (ValueError, TypeError) as e:
                 raise Finding("malformed", f"anchors.jsonl: {e}") from None
@@ -1217,8 +1281,14 @@ class Verifier:
                     good.append(("witness", "witness " + ", ".join(done[0]), old.size, done[1]))
             if a["kind"] == "rekor":
                 for k in self.rekor:
-                    if in_rekor(b64(a["proof"]), old, k):
+                    if isinstance(k, Key) and in_rekor(b64(a["proof"]), old, k):
                         good.append(("rekor", "rekor " + k.name, old.size, 0))
+                        break
+            if a["kind"] == "rekor_v1":
+                for k in self.rekor:
+                    done = isinstance(k, RekorV1Key) and k.holds(b64(a["proof"]), old)
+                    if done:
+                        good.append(("rekor", "rekor " + done[0], old.size, done[1]))
                         break
             if a["kind"] == "tsa" and self.tsa:
                 done = self.tsa.timestamp(b64(a["proof"]), old)
@@ -1338,7 +1408,7 @@ def main():
     p.add_argument("--run", default="", help="the run that you asked for")
     p.add_argument("--newer-than", help="time, or number of records, that it must be newer than")
     p.add_argument("--policy", help="file with your witness policy")
-    p.add_argument("--rekor-key", action="append", default=[], help="verifier key of a Rekor v2 log, or @FILE")
+    p.add_argument("--rekor-key", action="append", default=[], help="verifier key of a Rekor v2 log, or @FILE, which can be the PEM of a v1 log")
     p.add_argument("--tsa-roots", help="file with root certificates of time-stamp authorities, PEM")
     p.add_argument("--json", action="store_true")
     p.add_argument("--table", metavar="DIR", help="run the table of the Go tests")

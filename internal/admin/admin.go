@@ -196,7 +196,7 @@ type RunRequest struct {
 
 // An Anchor says how far somebody is who vouches for the ledger.
 type Anchor struct {
-	Target string    `json:"target"`          // rekor, tsa, or witness NAME
+	Target string    `json:"target"`          // rekor, rekor_v1, tsa, or witness NAME
 	Size   uint64    `json:"size"`            // records that it vouches for since the daemon started
 	Lag    uint64    `json:"lag"`             // records since
 	At     time.Time `json:"at,omitzero"`     // when it did

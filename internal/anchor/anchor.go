@@ -1,5 +1,5 @@
 // Package anchor has others vouch for the ledger's checkpoints: witnesses that
-// cosign them, a transparency log that holds their digest, and a time-stamp authority
+// cosign them, transparency logs that hold their digest, and a time-stamp authority
 // that stamps it.
 //
 // It owns the requests, their pace, and the answers, which it keeps in a directory
@@ -50,7 +50,11 @@ type Config struct {
 	// RekorKey is the verifier key of that log, NAME+HASH+KEY. Required with Rekor:
 	// an answer that nobody can verify is no anchor.
 	RekorKey string
-	// Key signs what the log takes, P-256. Required with Rekor.
+	// RekorV1 is the URL of a Rekor v1 log. Empty: none.
+	RekorV1 string
+	// RekorV1Key is the public key of that log, ECDSA P-256 in PEM. Required with RekorV1.
+	RekorV1Key string
+	// Key signs what the logs take, P-256. Required with Rekor and RekorV1.
 	Key *ecdsa.PrivateKey
 	// TSA is the URL of a time-stamp authority, RFC 3161 over HTTP. Empty: none.
 	TSA string
@@ -87,6 +91,7 @@ type Anchorer struct {
 	note  []byte     // of this round, with the cosignatures so far
 	began time.Time
 	sig   []byte            // of this round's entry, the same for each attempt
+	sigV1 []byte            // the same, of the Rekor v1 log's
 	seen  map[string]uint64 // by target: size it has vouched for, or is known to hold
 
 	mu     sync.Mutex // guards what follows
@@ -96,7 +101,7 @@ type Anchorer struct {
 
 // A Status says how far a target is.
 type Status struct {
-	Target string    `json:"target"`          // rekor, tsa, or witness NAME
+	Target string    `json:"target"`          // rekor, rekor_v1, tsa, or witness NAME
 	Size   uint64    `json:"size"`            // records that it vouches for
 	At     time.Time `json:"at,omitzero"`     // when it did
 	Error  string    `json:"error,omitempty"` // of the last attempt, if that failed
@@ -140,6 +145,18 @@ func Open(source Source, cfg Config) (*Anchorer, error) {
 			return nil, errors.New("rekor: the log's key is missing, and without it its answers prove nothing")
 		}
 		a.status[rekorTarget] = Status{Target: rekorTarget}
+	}
+	if cfg.RekorV1 != "" {
+		if err := checkURL(cfg.RekorV1); err != nil {
+			return nil, fmt.Errorf("rekor_v1: %w", err)
+		}
+		if cfg.RekorV1Key == "" || cfg.Key == nil {
+			return nil, errors.New("rekor_v1: the log's key is missing, and without it its answers prove nothing")
+		}
+		if err := evidence.CheckRekorV1Key(cfg.RekorV1Key); err != nil {
+			return nil, fmt.Errorf("rekor_v1: key: %w", err)
+		}
+		a.status[rekorV1Target] = Status{Target: rekorV1Target}
 	}
 	if cfg.TSA != "" {
 		if err := checkURL(cfg.TSA); err != nil {
@@ -208,7 +225,7 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 		}
 		a.began = now
 		if err != nil || old != next { // else what has been collected stays
-			a.note, a.sig = note, nil
+			a.note, a.sig, a.sigV1 = note, nil, nil
 		}
 	}
 	cp, _, err := a.open(a.note)
@@ -249,11 +266,18 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 			}
 		}
 	}
-	var entry, token []byte
+	var entry, entryV1, token []byte
 	if a.cfg.Rekor != "" {
 		ask(rekorTarget, func(size uint64) (uint64, []byte, error) {
 			var err error
-			entry, err = a.submit(ctx, cp)
+			entry, err = a.enter(ctx, cp, &a.sig, a.submit)
+			return size, nil, err
+		})
+	}
+	if a.cfg.RekorV1 != "" {
+		ask(rekorV1Target, func(size uint64) (uint64, []byte, error) {
+			var err error
+			entryV1, err = a.enter(ctx, cp, &a.sigV1, a.submitV1)
 			return size, nil, err
 		})
 	}
@@ -267,6 +291,9 @@ func (a *Anchorer) ask(ctx context.Context, fresh bool) error {
 	wg.Wait()
 	if entry != nil {
 		a.keep(evidence.Anchor{Checkpoint: string(sent), Kind: evidence.AnchorRekor, Proof: entry}, cp)
+	}
+	if entryV1 != nil {
+		a.keep(evidence.Anchor{Checkpoint: string(sent), Kind: evidence.AnchorRekorV1, Proof: entryV1}, cp)
 	}
 	if token != nil {
 		a.keep(evidence.Anchor{Checkpoint: string(sent), Kind: evidence.AnchorTSA, Proof: token}, cp)
@@ -337,7 +364,7 @@ func (a *Anchorer) Status() []Status {
 			}
 		}
 	}
-	for _, target := range []string{rekorTarget, tsaTarget} {
+	for _, target := range []string{rekorTarget, rekorV1Target, tsaTarget} {
 		if s, ok := a.status[target]; ok {
 			out = append(out, s)
 		}

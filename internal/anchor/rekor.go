@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -30,26 +31,38 @@ type rekorRequest struct {
 	} `json:"hashedRekordRequestV002"`
 }
 
-// submit puts the digest of cp into the log and returns the entry, verified. Each
-// attempt of a round sends the same bytes, so that one that got through unseen
-// makes no second entry. A log that refuses a duplicate is sent another signature
+// errHasEntry means that a log refuses a duplicate.
+var errHasEntry = errors.New("it has this entry and does not return it")
+
+// enter has submit put the digest of cp into a log and returns the entry, verified.
+// Each attempt of a round sends the same signature, kept in sig, so that one that got
+// through unseen makes no second entry. A log that refuses a duplicate is sent another
 // next time: its answer to the first is lost.
-func (a *Anchorer) submit(ctx context.Context, cp evidence.Checkpoint) ([]byte, error) {
-	digest := cp.Digest()
-	if a.sig == nil {
-		sig, err := ecdsa.SignASN1(rand.Reader, a.cfg.Key, digest[:])
-		if err != nil {
+func (a *Anchorer) enter(ctx context.Context, cp evidence.Checkpoint, sig *[]byte, submit func(context.Context, evidence.Checkpoint, []byte) ([]byte, error)) ([]byte, error) {
+	if *sig == nil {
+		digest := cp.Digest()
+		var err error
+		if *sig, err = ecdsa.SignASN1(rand.Reader, a.cfg.Key, digest[:]); err != nil {
 			return nil, err
 		}
-		a.sig = sig
 	}
+	entry, err := submit(ctx, cp, *sig)
+	if errors.Is(err, errHasEntry) {
+		*sig = nil
+	}
+	return entry, err
+}
+
+// submit asks a Rekor v2 log.
+func (a *Anchorer) submit(ctx context.Context, cp evidence.Checkpoint, sig []byte) ([]byte, error) {
+	digest := cp.Digest()
 	der, err := x509.MarshalPKIXPublicKey(a.cfg.Key.Public())
 	if err != nil {
 		return nil, err
 	}
 	var r rekorRequest
 	r.V002.Digest = digest[:]
-	r.V002.Signature.Content = a.sig
+	r.V002.Signature.Content = sig
 	r.V002.Signature.Verifier.KeyDetails = "PKIX_ECDSA_P256_SHA_256"
 	r.V002.Signature.Verifier.PublicKey.RawBytes = der
 	body, err := json.Marshal(r)
@@ -61,8 +74,7 @@ func (a *Anchorer) submit(ctx context.Context, cp evidence.Checkpoint) ([]byte, 
 	case err != nil:
 		return nil, err
 	case status == http.StatusConflict:
-		a.sig = nil
-		return nil, fmt.Errorf("status %d: it has this entry and does not return it", status)
+		return nil, errHasEntry
 	case status != http.StatusOK && status != http.StatusCreated:
 		return nil, fmt.Errorf("status %d", status)
 	}

@@ -14,12 +14,14 @@ import (
 
 // Anchor says who vouches for the ledger's checkpoints. The zero Anchor is nobody.
 type Anchor struct {
-	Rekor     string        `yaml:"rekor"`     // URL of a Rekor v2 log; "" means none
-	RekorKey  string        `yaml:"rekor_key"` // verifier key of that log, NAME+HASH+KEY
-	Witnesses string        `yaml:"witnesses"` // file with a witness policy (C2SP tlog-policy), relative to vault.yaml; "" means none
-	TSA       string        `yaml:"tsa"`       // URL of a time-stamp authority (RFC 3161); "" means none
-	TSARoots  string        `yaml:"tsa_roots"` // file with the certificates in PEM that its own leads to, relative to vault.yaml
-	Every     time.Duration `yaml:"every"`     // time between two anchors; zero means 5m
+	Rekor      string        `yaml:"rekor"`        // URL of a Rekor v2 log; "" means none
+	RekorKey   string        `yaml:"rekor_key"`    // verifier key of that log, NAME+HASH+KEY
+	Witnesses  string        `yaml:"witnesses"`    // file with a witness policy (C2SP tlog-policy), relative to vault.yaml; "" means none
+	RekorV1    string        `yaml:"rekor_v1"`     // URL of a Rekor v1 log; "" means none
+	RekorV1Key string        `yaml:"rekor_v1_key"` // file with that log's public key in PEM, relative to vault.yaml
+	TSA        string        `yaml:"tsa"`          // URL of a time-stamp authority (RFC 3161); "" means none
+	TSARoots   string        `yaml:"tsa_roots"`    // file with the certificates in PEM that its own leads to, relative to vault.yaml
+	Every      time.Duration `yaml:"every"`        // time between two anchors; zero means 5m
 }
 
 // policy returns the witness policy, nil for none.
@@ -48,7 +50,7 @@ func readAnchorFile(key, name string, most int64) ([]byte, error) {
 
 func (d *Daemon) openAnchors(context.Context) error {
 	c := &d.conf.Anchor
-	if c.Rekor == "" && c.Witnesses == "" && c.TSA == "" {
+	if c.Rekor == "" && c.RekorV1 == "" && c.Witnesses == "" && c.TSA == "" {
 		return nil
 	}
 	policy, err := c.policy()
@@ -59,8 +61,15 @@ func (d *Daemon) openAnchors(context.Context) error {
 	if err != nil {
 		return err
 	}
-	conf := anchor.Config{Policy: policy, Rekor: c.Rekor, RekorKey: c.RekorKey, TSA: c.TSA, TSARoots: roots, Dir: d.path("anchors"), Every: c.Every, Log: d.log}
-	if c.Rekor != "" {
+	keyV1, err := readAnchorFile("rekor_v1_key", c.RekorV1Key, 4096)
+	if err != nil {
+		return err
+	}
+	conf := anchor.Config{
+		Policy: policy, Rekor: c.Rekor, RekorKey: c.RekorKey, RekorV1: c.RekorV1, RekorV1Key: string(keyV1),
+		TSA: c.TSA, TSARoots: roots, Dir: d.path("anchors"), Every: c.Every, Log: d.log,
+	}
+	if c.logs() {
 		if conf.Key, err = d.keys.AnchorKey(); err != nil {
 			return err
 		}
@@ -68,6 +77,9 @@ func (d *Daemon) openAnchors(context.Context) error {
 	d.anchors, err = anchor.Open(d.ledger, conf)
 	return err
 }
+
+// logs reports whether a transparency log is asked, which wants a signature.
+func (c *Anchor) logs() bool { return c.Rekor != "" || c.RekorV1 != "" }
 
 // keptAnchors is what goes into bundles.
 func (d *Daemon) keptAnchors(ctx context.Context) ([]evidence.Anchor, error) {
@@ -77,10 +89,10 @@ func (d *Daemon) keptAnchors(ctx context.Context) ([]evidence.Anchor, error) {
 	return d.anchors.Anchors(ctx)
 }
 
-// anchorKey is the public half of the key that signs for the transparency log, in
+// anchorKey is the public half of the key that signs for transparency logs, in
 // PKIX form; nil if there is none.
 func (d *Daemon) anchorKey() ([]byte, error) {
-	if d.conf.Anchor.Rekor == "" {
+	if !d.conf.Anchor.logs() {
 		return nil, nil
 	}
 	key, err := d.keys.AnchorKey()
@@ -106,7 +118,7 @@ func (d *Daemon) anchorStatus() []admin.Anchor {
 // answer, beside those who did not.
 func (b backend) Anchor(ctx context.Context) ([]admin.Anchor, error) {
 	if b.d.anchors == nil {
-		return nil, &admin.Error{Code: "not_found", Message: "nobody is asked to vouch for the ledger", Hint: "set anchor.witnesses, anchor.rekor or anchor.tsa in vault.yaml"}
+		return nil, &admin.Error{Code: "not_found", Message: "nobody is asked to vouch for the ledger", Hint: "set anchor.witnesses, anchor.rekor, anchor.rekor_v1 or anchor.tsa in vault.yaml"}
 	}
 	if err := b.d.anchors.Now(ctx); err != nil {
 		b.d.log.WarnContext(ctx, "checkpoint not anchored everywhere", "err", err)

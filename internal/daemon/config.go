@@ -446,6 +446,9 @@ func (c *Config) check() error {
 	if (c.Anchor.Rekor == "") != (c.Anchor.RekorKey == "") {
 		return errors.New("anchor: rekor and rekor_key belong together: an answer that nobody can verify is no anchor")
 	}
+	if (c.Anchor.RekorV1 == "") != (c.Anchor.RekorV1Key == "") {
+		return errors.New("anchor: rekor_v1 and rekor_v1_key belong together: an answer that nobody can verify is no anchor")
+	}
 	if (c.Anchor.TSA == "") != (c.Anchor.TSARoots == "") {
 		return errors.New("anchor: tsa and tsa_roots belong together: a timestamp that nobody can verify is no anchor")
 	}
@@ -476,7 +479,7 @@ func (c *Config) check() error {
 // files are the paths in c that are relative to vault.yaml.
 func (c *Config) files() []*string {
 	t, x := &c.Listen.TLS, &c.Exchange
-	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses, &c.Anchor.TSARoots, &c.Telemetry.Metrics.Token, &c.Telemetry.Traces.Headers, &c.Telemetry.Traces.CA}
+	out := []*string{&t.Certificate, &t.Key, &t.Clients, &x.Bundle, &c.Anchor.Witnesses, &c.Anchor.TSARoots, &c.Anchor.RekorV1Key, &c.Telemetry.Metrics.Token, &c.Telemetry.Traces.Headers, &c.Telemetry.Traces.CA}
 	for i := range x.Issuers {
 		out = append(out, &x.Issuers[i].JWKS)
 	}

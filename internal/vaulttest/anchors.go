@@ -1,12 +1,16 @@
 package vaulttest
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -245,6 +249,120 @@ func (k *Rekor) Asked() int {
 
 // Set has twist answer instead, where it reports that it did; nil ends that.
 func (k *Rekor) Set(twist func(http.ResponseWriter, []byte) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.twist = twist
+}
+
+// A RekorV1 is a Rekor v1 log as far as a client sees it: hashedrekord 0.0.1 of its
+// openapi.yaml.
+type RekorV1 struct {
+	Tree
+	mu    sync.Mutex
+	key   crypto.Signer
+	der   []byte
+	asked int
+	twist func(w http.ResponseWriter, answer []byte) bool
+}
+
+// RekorV1At is when a [RekorV1] takes entries.
+const RekorV1At = 1_800_000_123
+
+// NewRekorV1 makes a log with one entry of another; the same name gives the same log.
+func NewRekorV1(name string) *RekorV1 {
+	k := &RekorV1{key: steadyKey(name)}
+	var err error
+	if k.der, err = x509.MarshalPKIXPublicKey(k.key.Public()); err != nil {
+		panic(err)
+	}
+	k.Add([]byte("another's"))
+	return k
+}
+
+// Key is its public key in PEM.
+func (k *RekorV1) Key() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.der}))
+}
+
+func (k *RekorV1) sign(text []byte) []byte {
+	d := sha256.Sum256(text)
+	sig, err := k.key.Sign(nil, d[:], crypto.SHA256)
+	if err != nil {
+		panic(err)
+	}
+	return sig
+}
+
+// Enter takes an entry's canonical form and returns the LogEntry.
+func (k *RekorV1) Enter(leaf []byte) []byte {
+	k.Add(leaf)
+	proof, err := tlog.ProveRecord(k.Size, k.Size-1, k)
+	if err != nil {
+		panic(err)
+	}
+	hashes := []string{}
+	for _, h := range proof {
+		hashes = append(hashes, hex.EncodeToString(h[:]))
+	}
+	root, id := k.Root(), sha256.Sum256(k.der)
+	b64 := base64.StdEncoding.EncodeToString
+	text := fmt.Sprintf("rekor-v1.test - 42\n%d\n%s\n", k.Size, b64(root[:]))
+	at, index := int64(RekorV1At), 1000+k.Size // it has shards before this one
+	entry, err := json.Marshal(map[string]any{
+		"body": leaf, "integratedTime": at, "logID": hex.EncodeToString(id[:]), "logIndex": index,
+		"verification": map[string]any{
+			"inclusionProof": map[string]any{
+				"checkpoint": text + "\n— rekor-v1.test " + b64(append(id[:4:4], k.sign([]byte(text))...)) + "\n",
+				"hashes":     hashes, "logIndex": k.Size - 1, "rootHash": hex.EncodeToString(root[:]), "treeSize": k.Size,
+			},
+			"signedEntryTimestamp": k.sign(fmt.Appendf(nil, `{"body":%q,"integratedTime":%d,"logID":"%x","logIndex":%d}`, b64(leaf), at, id, index)),
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return entry
+}
+
+func (k *RekorV1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked++
+	var q struct {
+		APIVersion, Kind string
+		Spec             struct {
+			Data      struct{ Hash struct{ Algorithm, Value string } }
+			Signature struct {
+				Content   []byte
+				PublicKey struct{ Content []byte }
+			}
+		}
+	}
+	if err := json.NewDecoder(r.Body).Decode(&q); err != nil || r.URL.Path != "/api/v1/log/entries" || q.APIVersion != "0.0.1" || q.Kind != "hashedrekord" {
+		http.Error(w, "malformed", http.StatusBadRequest)
+		return
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	s := &q.Spec
+	entry := k.Enter(fmt.Appendf(nil, `{"apiVersion":"0.0.1","kind":"hashedrekord","spec":{"data":{"hash":{"algorithm":%q,"value":%q}},"signature":{"content":%q,"publicKey":{"content":%q}}}}`,
+		s.Data.Hash.Algorithm, s.Data.Hash.Value, b64(s.Signature.Content), b64(s.Signature.PublicKey.Content)))
+	answer := fmt.Appendf(nil, `{"%x":%s}`, sha256.Sum256(entry), entry)
+	if k.twist != nil && k.twist(w, answer) {
+		return
+	}
+	w.WriteHeader(http.StatusCreated)
+	_, _ = w.Write(answer)
+}
+
+// Asked returns how many requests came.
+func (k *RekorV1) Asked() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.asked
+}
+
+// Set has twist answer instead, where it reports that it did; nil ends that.
+func (k *RekorV1) Set(twist func(http.ResponseWriter, []byte) bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.twist = twist
