@@ -67,13 +67,14 @@ func (s *source) Consistency(_ context.Context, older, newer uint64) (out []vaul
 	return out, err
 }
 
-// A bench is a source with a witness, a log, a time-stamp authority and the anchorer
-// under test.
+// A bench is a source with a witness, two logs, a time-stamp authority and the
+// anchorer under test.
 type bench struct {
 	*Anchorer
 	source  *source
 	witness *vaulttest.Witness
 	rekor   *vaulttest.Rekor
+	rekorV1 *vaulttest.RekorV1
 	tsa     *vaulttest.TSA
 	cfg     Config
 }
@@ -87,16 +88,20 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.witness, b.rekor, b.tsa = w, k, a
+	b.witness, b.rekor, b.tsa, b.rekorV1 = w, k, a, vaulttest.NewRekorV1("rekor-v1.test")
+	v1 := httptest.NewServer(b.rekorV1)
+	t.Cleanup(v1.Close)
 	b.cfg = Config{
 		Policy: []byte("witness w " + w.VKey + " " + ws.URL + "/w\nquorum w\n"),
-		Rekor:  ks.URL, RekorKey: k.VKey, Key: key, TSA: as.URL + "/tsr", TSARoots: a.Roots(), Dir: t.TempDir(), Timeout: 2 * time.Second,
+		Rekor:  ks.URL, RekorKey: k.VKey, Key: key, RekorV1: v1.URL, RekorV1Key: b.rekorV1.Key(), TSA: as.URL + "/tsr", TSARoots: a.Roots(), Dir: t.TempDir(), Timeout: 2 * time.Second,
 	}
 	b.open(t)
 	return b
 }
 
-func (b *bench) asked() int { return b.witness.Asked() + b.rekor.Asked() + b.tsa.Asked() }
+func (b *bench) asked() int {
+	return b.witness.Asked() + b.rekor.Asked() + b.rekorV1.Asked() + b.tsa.Asked()
+}
 
 func (b *bench) open(t *testing.T) {
 	t.Helper()
@@ -109,7 +114,7 @@ func (b *bench) open(t *testing.T) {
 
 // check holds what is kept to the verifier that everybody has, and returns the
 // newest size of each kind.
-func (b *bench) check(t *testing.T) (witnessed, logged, stamped uint64) {
+func (b *bench) check(t *testing.T) (witnessed, logged, loggedV1, stamped uint64) {
 	t.Helper()
 	list, err := b.Anchors(t.Context())
 	if err != nil {
@@ -131,6 +136,11 @@ func (b *bench) check(t *testing.T) (witnessed, logged, stamped uint64) {
 				t.Errorf("the kept entry of %d: %v", cp.Size, err)
 			}
 			logged = max(logged, cp.Size)
+		case evidence.AnchorRekorV1:
+			if _, err := evidence.VerifyRekorV1(a.Proof, cp, b.cfg.RekorV1Key); err != nil {
+				t.Errorf("the kept v1 entry of %d: %v", cp.Size, err)
+			}
+			loggedV1 = max(loggedV1, cp.Size)
 		case evidence.AnchorTSA:
 			roots, err := evidence.ParseTSARoots(b.cfg.TSARoots)
 			if err != nil {
@@ -142,7 +152,7 @@ func (b *bench) check(t *testing.T) (witnessed, logged, stamped uint64) {
 			stamped = max(stamped, cp.Size)
 		}
 	}
-	return witnessed, logged, stamped
+	return witnessed, logged, loggedV1, stamped
 }
 
 func TestAnchors(t *testing.T) {
@@ -156,16 +166,16 @@ func TestAnchors(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, k, s := b.check(t); w != uint64(b.source.Size) || k != w || s != w {
-			t.Fatalf("anchored at %d, %d and %d, the ledger has %d", w, k, s, b.source.Size)
+		if w, k, v1, s := b.check(t); w != uint64(b.source.Size) || k != w || v1 != w || s != w {
+			t.Fatalf("anchored at %d, %d, %d and %d, the ledger has %d", w, k, v1, s, b.source.Size)
 		}
 	}
 	asked := b.asked()
 	if err := b.Now(t.Context()); err != nil || b.asked() != asked {
 		t.Errorf("a ledger that has not grown was anchored again: %v", err)
 	}
-	if list, _ := b.Anchors(t.Context()); len(list) != 3*maxKept {
-		t.Errorf("%d anchors are kept, want %d", len(list), 3*maxKept)
+	if list, _ := b.Anchors(t.Context()); len(list) != 4*maxKept {
+		t.Errorf("%d anchors are kept, want %d", len(list), 4*maxKept)
 	}
 	// A restart has forgotten what the witness holds, and is told.
 	b.open(t)
@@ -173,8 +183,8 @@ func TestAnchors(t *testing.T) {
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if w, k, s := b.check(t); w != uint64(b.source.Size) || k != w || s != w {
-		t.Errorf("after a restart: anchored at %d, %d and %d, the ledger has %d", w, k, s, b.source.Size)
+	if w, k, v1, s := b.check(t); w != uint64(b.source.Size) || k != w || v1 != w || s != w {
+		t.Errorf("after a restart: anchored at %d, %d, %d and %d, the ledger has %d", w, k, v1, s, b.source.Size)
 	}
 }
 
@@ -219,8 +229,8 @@ func TestFaults(t *testing.T) {
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "witness w") || strings.Contains(err.Error(), "rekor") {
 				t.Errorf("error %v, want one of the witness alone", err)
 			}
-			if w, k, s := b.check(t); w != 0 || k != 5 || s != 5 {
-				t.Errorf("anchored at %d, %d and %d, want 0, 5 and 5", w, k, s)
+			if w, k, v1, s := b.check(t); w != 0 || k != 5 || v1 != 5 || s != 5 {
+				t.Errorf("anchored at %d, %d, %d and %d, want 0, 5, 5 and 5", w, k, v1, s)
 			}
 			b.witness.Set(nil)
 			b.rekor.Set(twist)
@@ -228,8 +238,8 @@ func TestFaults(t *testing.T) {
 			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") || strings.Contains(err.Error(), "witness") {
 				t.Errorf("error %v, want one of the log alone", err)
 			}
-			if w, k, s := b.check(t); w != 10 || k != 5 || s != 10 {
-				t.Errorf("anchored at %d, %d and %d, want 10, 5 and 10", w, k, s)
+			if w, k, v1, s := b.check(t); w != 10 || k != 5 || v1 != 10 || s != 10 {
+				t.Errorf("anchored at %d, %d, %d and %d, want 10, 5, 10 and 10", w, k, v1, s)
 			}
 			if s := b.Status(); s[0].Error != "" || s[1].Error == "" || s[1].Size != 5 {
 				t.Errorf("status %+v", s)
@@ -238,27 +248,31 @@ func TestFaults(t *testing.T) {
 			if err := b.ask(t.Context(), false); err != nil {
 				t.Error(err)
 			}
-			if w, k, s := b.check(t); w != 10 || k != 10 || s != 10 {
-				t.Errorf("caught up to %d, %d and %d, want 10 each", w, k, s)
+			if w, k, v1, s := b.check(t); w != 10 || k != 10 || v1 != 10 || s != 10 {
+				t.Errorf("caught up to %d, %d, %d and %d, want 10 each", w, k, v1, s)
 			}
 			n := len(b.rekor.Bodies)
 			if same := bytes.Equal(b.rekor.Bodies[n-1], b.rekor.Bodies[n-2]); same == (name == "409") {
 				t.Errorf("the second attempt sent the same bytes: %v", same)
 			}
-			b.tsa.Set(twist)
-			b.source.grow(5)
-			if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "tsa: ") || strings.Contains(err.Error(), "rekor") || strings.Contains(err.Error(), "witness") {
-				t.Errorf("error %v, want one of the authority alone", err)
-			}
-			if w, k, s := b.check(t); w != 15 || k != 15 || s != 10 {
-				t.Errorf("anchored at %d, %d and %d, want 15, 15 and 10", w, k, s)
-			}
-			b.tsa.Set(nil)
-			if err := b.ask(t.Context(), false); err != nil {
-				t.Error(err)
-			}
-			if _, _, s := b.check(t); s != 15 {
-				t.Errorf("stamped up to %d, want 15", s)
+			for target, set := range map[string]func(func(http.ResponseWriter, []byte) bool){"tsa: ": b.tsa.Set, "rekor_v1: ": b.rekorV1.Set} {
+				set(twist)
+				before := uint64(b.source.Size)
+				b.source.grow(5)
+				if err := b.Now(t.Context()); err == nil || !strings.HasPrefix(err.Error(), target) || strings.Contains(err.Error(), "\n") {
+					t.Errorf("error %v, want one of %s alone", err, target)
+				}
+				w, k, v1, s := b.check(t)
+				if w != before+5 || k != w || min(v1, s) != before || max(v1, s) != w {
+					t.Errorf("%s fails: anchored at %d, %d, %d and %d, the ledger has %d", target, w, k, v1, s, w)
+				}
+				set(nil)
+				if err := b.ask(t.Context(), false); err != nil {
+					t.Error(err)
+				}
+				if _, _, v1, s := b.check(t); v1 != w || s != w {
+					t.Errorf("%s: caught up to %d and %d, want %d", target, v1, s, w)
+				}
 			}
 		})
 	}
@@ -270,9 +284,10 @@ func TestLies(t *testing.T) {
 	b := newBench(t)
 	b.source.grow(5)
 	var line string
-	var entry, token []byte
+	var entry, entryV1, token []byte
 	b.witness.Set(func(_ http.ResponseWriter, l string) bool { line = l; return false })
 	b.rekor.Set(func(_ http.ResponseWriter, e []byte) bool { entry = e; return false })
+	b.rekorV1.Set(func(_ http.ResponseWriter, e []byte) bool { entryV1 = e; return false })
 	b.tsa.Set(func(_ http.ResponseWriter, a []byte) bool { token = a; return false })
 	if err := b.Now(t.Context()); err != nil {
 		t.Fatal(err)
@@ -280,24 +295,27 @@ func TestLies(t *testing.T) {
 	b.source.grow(5)
 	b.witness.Set(func(w http.ResponseWriter, _ string) bool { io.WriteString(w, line); return true })
 	b.rekor.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entry); return true })
+	b.rekorV1.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(entryV1); return true })
 	b.tsa.Set(func(w http.ResponseWriter, _ []byte) bool { w.Write(token); return true })
 	if err := b.Now(t.Context()); err == nil {
-		t.Error("a cosignature, an entry and a token of an older checkpoint were taken")
+		t.Error("what was said of an older checkpoint was taken")
 	}
-	if w, k, s := b.check(t); w != 5 || k != 5 || s != 5 {
-		t.Errorf("anchored at %d, %d and %d, want 5 each", w, k, s)
+	if w, k, v1, s := b.check(t); w != 5 || k != 5 || v1 != 5 || s != 5 {
+		t.Errorf("anchored at %d, %d, %d and %d, want 5 each", w, k, v1, s)
 	}
 	stranger, _ := vaulttest.NewRekor(t)
 	b.cfg.RekorKey = stranger.VKey
+	b.cfg.RekorV1Key = vaulttest.NewRekorV1("stranger.test").Key()
 	b.cfg.TSARoots = vaulttest.NewAuthority("stranger.test", nil).Roots()
 	b.witness.Set(nil)
 	b.rekor.Set(nil)
+	b.rekorV1.Set(nil)
 	b.tsa.Set(nil)
 	b.open(t)
 	if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), "rekor") {
 		t.Errorf("an entry of a log with another key was taken: %v", err)
-	} else if !strings.Contains(err.Error(), "tsa: ") {
-		t.Errorf("a token under another root was taken: %v", err)
+	} else if !strings.Contains(err.Error(), "tsa: ") || !strings.Contains(err.Error(), "rekor_v1: ") {
+		t.Errorf("a token under another root or an entry of another v1 log was taken: %v", err)
 	}
 }
 
@@ -323,6 +341,9 @@ func TestOpenRefuses(t *testing.T) {
 		"a user in the URL":         func(c *Config) { c.Rekor = "https://a:b@rekor.example" },
 		"a log without a key":       func(c *Config) { c.RekorKey = "" },
 		"a file":                    func(c *Config) { c.Rekor = "file:///etc/passwd" },
+		"a v1 log over http":        func(c *Config) { c.RekorV1 = "http://rekor.example" },
+		"a v1 log without a key":    func(c *Config) { c.RekorV1Key = "" },
+		"a v1 log with a v2 key":    func(c *Config) { c.RekorV1Key = c.RekorKey },
 		"an authority over http":    func(c *Config) { c.TSA = "http://tsa.example/tsr" },
 		"an authority and no roots": func(c *Config) { c.TSARoots = nil },
 		"roots that are none":       func(c *Config) { c.TSARoots = []byte("trust") },
@@ -362,7 +383,7 @@ func TestOnlyTheNamedServerAnswers(t *testing.T) {
 		if err := b.Now(t.Context()); err == nil {
 			t.Errorf("%s: taken", name)
 		}
-		if w, _, _ := b.check(t); w != 0 {
+		if w, _, _, _ := b.check(t); w != 0 {
 			t.Errorf("%s: anchored at %d", name, w)
 		}
 	}

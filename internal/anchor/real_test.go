@@ -115,7 +115,7 @@ func TestRekorServer(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, k, _ := b.check(t); k != uint64(b.source.Size) {
+		if _, k, _, _ := b.check(t); k != uint64(b.source.Size) {
 			t.Errorf("logged at %d, want %d", k, b.source.Size)
 		}
 	}
@@ -197,7 +197,7 @@ func stampAndJudge(t *testing.T, server string, skip int) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, s := b.check(t); s != uint64(b.source.Size) {
+		if _, _, _, s := b.check(t); s != uint64(b.source.Size) {
 			t.Errorf("stamped at %d, want %d", s, b.source.Size)
 		}
 	}
@@ -318,7 +318,7 @@ func TestWitnessServer(t *testing.T) {
 		if err := b.Now(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w, _, _ := b.check(t); w != uint64(b.source.Size) {
+		if w, _, _, _ := b.check(t); w != uint64(b.source.Size) {
 			t.Errorf("cosigned at %d, want %d", w, b.source.Size)
 		}
 	}

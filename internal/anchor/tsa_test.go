@@ -53,18 +53,18 @@ func TestAnswersOfAuthorities(t *testing.T) {
 		if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: error %v, want %q", name, err, tc.want)
 		}
-		if _, _, s := b.check(t); s != 0 {
+		if _, _, _, s := b.check(t); s != 0 {
 			t.Fatalf("%s: kept", name)
 		}
 	}
-	if status := b.Status(); status[2].Target != "tsa" || status[2].Size != 0 || status[2].Error == "" {
+	if status := b.Status(); status[3].Target != "tsa" || status[3].Size != 0 || status[3].Error == "" {
 		t.Errorf("status %+v", status)
 	}
 	b.tsa.Set(nil)
 	if err := b.ask(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, s := b.check(t); s != 5 {
+	if _, _, _, s := b.check(t); s != 5 {
 		t.Errorf("stamped at %d, want 5", s)
 	}
 }

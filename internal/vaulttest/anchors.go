@@ -331,7 +331,9 @@ func (k *RekorV1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var q struct {
 		APIVersion, Kind string
 		Spec             struct {
-			Data      struct{ Hash struct{ Algorithm, Value string } }
+			Data struct {
+				Hash struct{ Algorithm, Value string }
+			}
 			Signature struct {
 				Content   []byte
 				PublicKey struct{ Content []byte }
