@@ -3,14 +3,17 @@
 //
 //	judges fsck URL ORIGIN KEY TOKEN    tessera's fsck on a tiled log
 //	judges rekor ENTRY KEY              Sigstore's verifier on a Rekor v2 entry
+//	judges rekor-v1 ENTRY KEY           Sigstore's verifier on a Rekor v1 entry
 //	judges tsa TOKEN TEXT ROOTS         Sigstore's verifier on a timestamp of a text
 package main
 
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,6 +23,10 @@ import (
 
 	pb "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
 	"github.com/sigstore/rekor-tiles/v2/pkg/verify"
+	"github.com/sigstore/rekor/pkg/generated/models"
+	verifyv1 "github.com/sigstore/rekor/pkg/verify"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
+	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/sigstore/timestamp-authority/v2/pkg/verification"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/api"
@@ -42,10 +49,12 @@ func run(ctx context.Context, args []string) error {
 		return check(ctx, args[1], args[2], args[3], args[4])
 	case len(args) == 3 && args[0] == "rekor":
 		return rekor(args[1], args[2])
+	case len(args) == 3 && args[0] == "rekor-v1":
+		return rekorV1(ctx, args[1], args[2])
 	case len(args) == 4 && args[0] == "tsa":
 		return tsa(args[1], args[2], args[3])
 	}
-	return errors.New("usage: judges fsck URL ORIGIN KEY TOKEN | judges rekor ENTRY KEY | judges tsa TOKEN TEXT ROOTS")
+	return errors.New("usage: judges fsck URL ORIGIN KEY TOKEN | judges rekor ENTRY KEY | judges rekor-v1 ENTRY KEY | judges tsa TOKEN TEXT ROOTS")
 }
 
 // check rebuilds the log at root from its entries and compares every tile.
@@ -92,6 +101,30 @@ func rekor(file, key string) error {
 		return err
 	}
 	return verify.VerifyLogEntry(&entry, v)
+}
+
+func rekorV1(ctx context.Context, file, key string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var entry models.LogEntryAnon
+	if err := json.Unmarshal(b, &entry); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(key)
+	if err != nil {
+		return err
+	}
+	pub, err := cryptoutils.UnmarshalPEMToPublicKey(text)
+	if err != nil {
+		return err
+	}
+	v, err := signature.LoadVerifier(pub, crypto.SHA256)
+	if err != nil {
+		return err
+	}
+	return verifyv1.VerifyLogEntry(ctx, &entry, v)
 }
 
 func tsa(file, text, pinned string) error {

@@ -3,14 +3,18 @@
 package anchor
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/pilox/vault/evidence"
 	"github.com/pilox/vault/internal/vaulttest"
 )
 
@@ -74,4 +78,28 @@ func TestRekorV1Server(t *testing.T) {
 			t.Errorf("logged at %d, want %d", v1, b.source.Size)
 		}
 	}
+	t.Run("Sigstore's verifier", func(t *testing.T) {
+		judge := vaulttest.Judges(t)
+		list, err := b.Anchors(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = slices.DeleteFunc(list, func(a evidence.Anchor) bool { return a.Kind != evidence.AnchorRekorV1 })
+		if len(list) != 3 {
+			t.Fatalf("%d entries are kept, want 3", len(list))
+		}
+		dir := t.TempDir()
+		file, pub := filepath.Join(dir, "entry.json"), filepath.Join(dir, "key.pem")
+		for i, a := range list {
+			bad := bytes.Replace(a.Proof, []byte(`"integratedTime":`), []byte(`"integratedTime":1`), 1)
+			for name, entry := range map[string][]byte{"as it is": a.Proof, "with another time": bad} {
+				if err := errors.Join(os.WriteFile(file, entry, 0o600), os.WriteFile(pub, key, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				if out, err := judge("rekor-v1", file, pub); (err == nil) != (name == "as it is") {
+					t.Errorf("entry %d, %s: %v: %s", i, name, err, out)
+				}
+			}
+		}
+	})
 }
