@@ -250,11 +250,12 @@ func (s *tspSigner) check(content []byte, certs []*x509.Certificate) (*x509.Cert
 	var digest []byte
 	var ids tspCertIDs
 	for _, a := range []struct {
-		oid asn1.ObjectIdentifier
-		to  any
-	}{{oidAttrType, &kind}, {oidAttrHash, &digest}, {oidAttrCerts, &ids}} {
+		name string
+		oid  asn1.ObjectIdentifier
+		to   any
+	}{{"content type", oidAttrType, &kind}, {"digest", oidAttrHash, &digest}, {"name of its certificate by SHA-256 or better", oidAttrCerts, &ids}} {
 		if err := attribute(attrs, a.oid, a.to); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("signed %s: %w", a.name, err)
 		}
 	}
 	h := hash.New()
@@ -303,7 +304,7 @@ func attribute(attrs []tspAttr, oid asn1.ObjectIdentifier, to any) error {
 		}
 	}
 	if len(at) != 1 {
-		return fmt.Errorf("attribute %v: %d values, want 1", oid, len(at))
+		return fmt.Errorf("%d values, want 1", len(at))
 	}
 	return whole(at[0].FullBytes, to, "")
 }
@@ -354,6 +355,9 @@ func (r *TSARoots) trust(c *x509.Certificate, others []*x509.Certificate, at tim
 	chains, err := c.Verify(x509.VerifyOptions{
 		Roots: r.pool, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageTimeStamping},
 	})
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return fmt.Errorf("its certificate does not lead to a root given; one that the token does not bring has to be given too: %w", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ type Config struct {
 // Bounds of what is kept and of the pace.
 const (
 	maxKept    = 4               // anchors of each kind: the newest say all
-	maxFile    = 1 << 20         // bytes of the file that keeps them
+	maxFile    = 2 << 20         // bytes of the file that keeps them: as long as each can be
 	firstPause = 2 * time.Second // after a failure; it doubles up to Config.Every
 )
 

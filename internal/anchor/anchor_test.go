@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -332,6 +333,41 @@ func TestRollback(t *testing.T) {
 	b.open(t)
 	if err := b.Now(t.Context()); err == nil || !strings.Contains(err.Error(), ErrAhead.Error()) {
 		t.Errorf("error %v, want %v", err, ErrAhead)
+	}
+}
+
+// TestLongestAnswersAreReadAgain: what logs and authorities can make anchors grow to
+// does not keep the next start from reading them.
+func TestLongestAnswersAreReadAgain(t *testing.T) {
+	// Two logs and a token in base64, and a note of each kind with its lines escaped.
+	if worst := maxKept * (2*maxAnswer*4/3 + evidence.MaxTimestamp*4/3 + 4*2*evidence.MaxCheckpoint); worst > maxFile {
+		t.Errorf("%d bytes can be kept, and %d are read", worst, maxFile)
+	}
+	b := newBench(t)
+	pad := func(most int, wrap func(good []byte, pad string) []byte) func(http.ResponseWriter, []byte) bool {
+		return func(w http.ResponseWriter, good []byte) bool {
+			w.Write(wrap(good, strings.Repeat(" ", most-len(good)-10)))
+			return true
+		}
+	}
+	b.rekor.Set(pad(maxAnswer, func(good []byte, pad string) []byte { return append(good, pad...) }))
+	b.rekorV1.Set(pad(maxAnswer, func(good []byte, pad string) []byte {
+		at := bytes.IndexByte(good, ':') + 2
+		return append(append(bytes.Clone(good[:at]), pad...), good[at:]...)
+	}))
+	for range maxKept + 1 {
+		b.source.grow(3)
+		if err := b.Now(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := os.Stat(b.file())
+	if err != nil || info.Size() < 2*maxKept*maxAnswer {
+		t.Fatalf("%v, %v: want what was padded", info, err)
+	}
+	b.open(t)
+	if list, err := b.Anchors(t.Context()); err != nil || len(list) != 4*maxKept {
+		t.Errorf("%d anchors are read again, %v, want %d", len(list), err, 4*maxKept)
 	}
 }
 
