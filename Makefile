@@ -37,6 +37,7 @@ test:
 test-long:
 	PVAULT_LONG=1 go test -timeout 6h -run 'Kill|Soak|OnPostgres|EraseOneField' ./internal/daemon ./internal/ledger
 	PVAULT_LONG=1 go test -timeout 2h -run Starved -v ./internal/daemon
+	PVAULT_REQUIRE=postgres,rekor-v1,judges go test -timeout 1h -run RekorV1Server ./internal/anchor
 	$(MAKE) fuzz
 
 fuzz:

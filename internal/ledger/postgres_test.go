@@ -128,7 +128,7 @@ func testPipeline(t *testing.T) {
 	stop := make(chan struct{})
 	halt := sync.OnceFunc(func() { close(stop); wg.Wait() })
 	defer halt()
-	for p := range 3 * pipelined {
+	for p := range 6 * pipelined { // with fewer, a large batch and a small one can take turns
 		wg.Go(func() {
 			for i := 0; ; {
 				select {
