@@ -65,11 +65,23 @@ func (a *Anchorer) submit(ctx context.Context, cp evidence.Checkpoint, sig []byt
 	r.V002.Signature.Content = sig
 	r.V002.Signature.Verifier.KeyDetails = "PKIX_ECDSA_P256_SHA_256"
 	r.V002.Signature.Verifier.PublicKey.RawBytes = der
-	body, err := json.Marshal(r)
+	entry, err := a.entry(ctx, a.cfg.Rekor, "api/v2/log/entries", r)
 	if err != nil {
 		return nil, err
 	}
-	status, entry, err := a.post(ctx, a.cfg.Rekor, "api/v2/log/entries", "application/json", body)
+	if err := evidence.VerifyRekor(entry, cp, a.cfg.RekorKey); err != nil {
+		return nil, err
+	}
+	return entry, nil
+}
+
+// entry sends a log a request for an entry and returns the answer.
+func (a *Anchorer) entry(ctx context.Context, log, path string, request any) ([]byte, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	status, answer, err := a.post(ctx, log, path, "application/json", body)
 	switch {
 	case err != nil:
 		return nil, err
@@ -78,8 +90,5 @@ func (a *Anchorer) submit(ctx context.Context, cp evidence.Checkpoint, sig []byt
 	case status != http.StatusOK && status != http.StatusCreated:
 		return nil, fmt.Errorf("status %d", status)
 	}
-	if err := evidence.VerifyRekor(entry, cp, a.cfg.RekorKey); err != nil {
-		return nil, err
-	}
-	return entry, nil
+	return answer, nil
 }

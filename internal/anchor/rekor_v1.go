@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"fmt"
-	"net/http"
 
 	"github.com/pilox/vault/evidence"
 )
@@ -46,18 +44,9 @@ func (a *Anchorer) submitV1(ctx context.Context, cp evidence.Checkpoint, sig []b
 	r.Spec.Data.Hash.Algorithm, r.Spec.Data.Hash.Value = "sha256", hex.EncodeToString(digest[:])
 	r.Spec.Signature.Content = sig
 	r.Spec.Signature.PublicKey.Content = pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-	body, err := json.Marshal(r)
+	answer, err := a.entry(ctx, a.cfg.RekorV1, "api/v1/log/entries", r)
 	if err != nil {
 		return nil, err
-	}
-	status, answer, err := a.post(ctx, a.cfg.RekorV1, "api/v1/log/entries", "application/json", body)
-	switch {
-	case err != nil:
-		return nil, err
-	case status == http.StatusConflict:
-		return nil, errHasEntry
-	case status != http.StatusOK && status != http.StatusCreated:
-		return nil, fmt.Errorf("status %d", status)
 	}
 	var entries map[string]json.RawMessage // by a name that the log gives them
 	if err := json.Unmarshal(answer, &entries); err != nil || len(entries) != 1 {
