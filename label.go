@@ -45,7 +45,15 @@ func ParseIntegrity(s string) (Integrity, error) {
 type Readers struct {
 	public bool
 	names  []string // sorted, unique; empty if public
+	held   []string // compartments of everything that was joined; sorted, unique
 }
+
+// maxHeld bounds the compartments that are told apart. With one more, nobody is
+// cleared for the data any more.
+const (
+	maxHeld  = 256
+	moreHeld = "\x00more" // no compartment's name
+)
 
 // Public lets everybody read.
 func Public() Readers { return Readers{public: true} }
@@ -54,7 +62,37 @@ func Public() Readers { return Readers{public: true} }
 func Only(names ...string) Readers {
 	names = slices.Clone(names)
 	slices.Sort(names)
-	return Readers{names: slices.Compact(names)}
+	names = slices.Compact(names)
+	return Readers{names: names, held: names}
+}
+
+// With returns r as data that also came from the named compartments.
+func (r Readers) With(held ...string) Readers {
+	if len(held) == 0 {
+		return r
+	}
+	all := slices.Concat(r.held, held)
+	slices.Sort(all)
+	if all = slices.Compact(all); len(all) > maxHeld {
+		all = []string{moreHeld}
+	}
+	r.held = all
+	return r
+}
+
+// Held returns the sorted compartments that the data came from. Where they have no
+// reader in common, Names is nil, and this is not.
+func (r Readers) Held() []string { return slices.Clone(r.held) }
+
+// ClearedFor reports whether somebody who may read the named compartments may see the
+// data. Data of no compartment is private to its principal, for whom all tasks work.
+// Of several compartments without a common reader it wants all.
+func (r Readers) ClearedFor(mayRead []string) bool {
+	may := func(n string) bool { return slices.Contains(mayRead, n) }
+	if len(r.names) > 0 {
+		return slices.ContainsFunc(r.names, may)
+	}
+	return !slices.ContainsFunc(r.held, func(n string) bool { return !may(n) })
 }
 
 // IsPublic reports whether everybody may read.
@@ -77,7 +115,7 @@ func (r Readers) Join(s Readers) Readers {
 			both = append(both, n)
 		}
 	}
-	return Readers{names: both}
+	return Readers{names: both, held: r.held}.With(s.held...)
 }
 
 // Covers reports whether everyone in readers is in r: data that readers may read

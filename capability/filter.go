@@ -31,7 +31,7 @@ func hashOf(d *vault.Digest) idHash {
 
 func (f *filter) hash(name string) idHash {
 	h := maphash.String(f.seed, name)
-	return idHash{h, h * 0x9e3779b97f4a7c15} // Knuth's multiplier: the block has used the low bits
+	return idHash{h, h * 0x9e3779b97f4a7c15 >> 28} // Knuth's multiplier; the block has used the low bits, which the low bits of a product follow
 }
 
 // newFilter returns an empty filter with room for twice n ids.

@@ -174,7 +174,7 @@ func unreadable(n int) string {
 	if n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; %d others cannot be read, the tokens they named are void all the same", n)
+	return fmt.Sprintf("; %d others cannot be read: tokens are void all the same, revoke agents and issuers again", n)
 }
 
 // writeArchive writes a bundle of the old ledger. A file that is there is evidence,

@@ -621,14 +621,18 @@ class TSARoots:
         if any(valid_at(r, ns) and issued(cert, r, below) for r in self.certs):
             return True
         rest = [o for o in others if o != cert]
+        self.tried += len(rest)
+        if self.tried > 100:
+            raise ValueError("too many ways up")
         return any(issued(cert, o, below) and self.lead_to(o, rest, ns, below + 1) for o in rest)
 
     def timestamp(self, token, cp):
         """Who stamped the checkpoint, and the second by which; None if none of ours did."""
+        self.tried = 0
         try:
             return self.read(token, cp)
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, InvalidSignature, UnsupportedAlgorithm,
-                x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+                x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType):
             return None
 
     def read(self, token, cp):

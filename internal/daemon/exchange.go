@@ -329,6 +329,10 @@ func (d *Daemon) exchangeFor(ctx context.Context, g *exchangeGrant, s *exchangeS
 			return nil, err
 		}
 	}
+	grant := &vault.Grant{Tenant: d.tenant, Task: id, Agent: doc.Agent, Principal: s.Principal, Purpose: doc.Purpose, Expires: expires, Chain: root.Digest()}
+	if err := d.hookDelegate(ctx, grant, holder, "exchange "+g.Name); err != nil {
+		return nil, errTarget(err)
+	}
 	chain, err := capability.Attenuate(root, child, d.issuer)
 	if err != nil {
 		if s.chain != nil {
@@ -402,6 +406,9 @@ func (d *Daemon) exchangeInstance(ctx context.Context, g *exchangeGrant, s *oaut
 	file := *g.file
 	file.Principal = s.Principal
 	t, err := d.mint(ctx, &file, &capability.Holder{Channel: exchangeChannel + vault.NewCallID()[2:]}, g.Name, "exchange "+s.Issuer)
+	if d, ok := errors.AsType[*vault.Denial](err); ok { // the rules have spoken: to try again is no use
+		return "", taskDoc{}, errTarget(d)
+	}
 	if err != nil {
 		return "", taskDoc{}, fmt.Errorf("open task: %w", err)
 	}

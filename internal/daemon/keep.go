@@ -29,6 +29,7 @@ type keptLabel struct {
 	Integrity string         `json:"integrity"`
 	Public    bool           `json:"public,omitempty"`
 	Readers   []string       `json:"readers,omitempty"`
+	Held      []string       `json:"held,omitempty"`
 	Sources   []vault.Source `json:"sources,omitempty"`
 	Truncated bool           `json:"truncated,omitempty"`
 }
@@ -41,7 +42,7 @@ func (d *Daemon) keepLabels(ctx context.Context) error {
 		l := e.Label
 		out = append(out, keptLabel{
 			Agent: e.Agent, Server: e.Server, Resource: e.Resource, Integrity: l.Integrity.String(),
-			Public: l.Readers.IsPublic(), Readers: l.Readers.Names(), Sources: l.Sources, Truncated: l.Truncated,
+			Public: l.Readers.IsPublic(), Readers: l.Readers.Names(), Held: l.Readers.Held(), Sources: l.Sources, Truncated: l.Truncated,
 		})
 	}
 	doc, err := json.Marshal(out)
@@ -80,6 +81,7 @@ func decodeLabels(doc []byte) ([]flow.Entry, error) {
 		if k.Public {
 			readers = vault.Public()
 		}
+		readers = readers.With(k.Held...)
 		entries[i] = flow.Entry{Agent: k.Agent, Server: k.Server, Resource: k.Resource, Label: vault.Label{Integrity: integrity, Readers: readers, Sources: k.Sources, Truncated: k.Truncated}}
 	}
 	return entries, nil

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pilox/vault"
@@ -217,7 +218,7 @@ func exists(path string) bool {
 
 // drainLog brings what the local log holds to the store, if it fits there.
 func (r *Recovery) drainLog(ctx context.Context) error {
-	if !r.d.conf.Ledger.WAL || !exists(r.d.path(walFile+".0")) {
+	if !exists(r.d.path(walFile + ".0")) { // whatever ledger.wal says now
 		return nil
 	}
 	w, err := r.from.rows.OpenWAL(ctx, r.d.path(walFile))
@@ -255,6 +256,9 @@ func (r *Recovery) inspect(ctx context.Context, file, anchors string) error {
 	if r.in, err = ledger.Inspect(ctx, conf); err != nil || !r.in.Own || r.in.Signed.Origin == conf.Origin {
 		return err
 	}
+	if part := strings.SplitN(r.in.Signed.Origin, "/", 3); file == d.path(checkpointFile) && (len(part) != 3 || part[0] != d.conf.Domain || part[1] != d.conf.Tenant) {
+		return fmt.Errorf("the last checkpoint is of %s, and the configuration makes that %s: set domain, tenant and cluster as they were", r.in.Signed.Origin, conf.Origin)
+	}
 	conf.Origin = r.in.Signed.Origin
 	signed, err := ledger.Inspect(ctx, conf)
 	switch {
@@ -281,6 +285,9 @@ func readAnchors(dir string) ([]evidence.Anchor, error) {
 		return nil, err
 	}
 	defer root.Close()
+	if info, err := root.Stat("anchors.json"); err == nil && info.Size() > 2<<20 {
+		return nil, nil // damaged: no such file is written
+	}
 	b, err := root.ReadFile("anchors.json")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

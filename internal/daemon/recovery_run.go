@@ -241,6 +241,9 @@ func (r *Recovery) statuses(ctx context.Context) (int, error) {
 			used = max(used, min(*doc.Status, maxFirstStatus)+1)
 		}
 	}
+	if !r.in.Own { // nobody can tell how many were given out
+		return maxFirstStatus, nil
+	}
 	return min(max(used, 0)+int(min(r.found.Lost, maxFirstStatus))+unsigned, maxFirstStatus), nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/pilox/vault"
@@ -150,13 +151,18 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 	if err != nil {
 		return "", invalid(err)
 	}
-	own := []string{d.conf.Data, d.conf.Socket(), d.conf.Telemetry.Metrics.Token, d.conf.Telemetry.Traces.Headers}
+	own := []string{d.conf.Data, d.conf.Socket(), d.conf.Listen.TLS.Key, d.conf.Telemetry.Metrics.Token, d.conf.Telemetry.Traces.Headers}
 	for _, s := range d.conf.Sinks {
 		own = append(own, s.Headers)
 	}
 	if write {
-		for _, b := range d.conf.Policy.Bundles {
-			own = append(own, b.Dir, b.File)
+		for _, k := range d.conf.Policy.Keys {
+			own = append(own, k.File)
+		}
+		for _, f := range d.conf.files() {
+			if !strings.Contains(*f, "://") {
+				own = append(own, *f)
+			}
 		}
 	}
 	seen := func(o string) error {
@@ -169,6 +175,22 @@ func (d *Daemon) foreign(path string, write bool) (string, error) {
 			return "", fmt.Errorf("look at %s: %w", o, err)
 		case real != "" && (within(host, real) || within(real, host)):
 			return "", seen(o)
+		}
+	}
+	if write { // the name of a bundle may be a link, which must not be made to lead elsewhere
+		for _, b := range d.conf.Policy.Bundles {
+			for _, p := range []string{b.Dir, b.File} {
+				if p == "" {
+					continue
+				}
+				dir, err := resolve(filepath.Dir(p))
+				if err != nil {
+					return "", fmt.Errorf("look at %s: %w", p, err)
+				}
+				if dir != "" && within(dir, host) {
+					return "", seen(p)
+				}
+			}
 		}
 	}
 	for _, s := range d.conf.Sinks {

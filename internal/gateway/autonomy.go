@@ -42,7 +42,7 @@ type standing struct {
 func Violates(c vault.Code) bool {
 	switch c {
 	case vault.CodeCapabilityTarget, vault.CodeCapabilityArgument, vault.CodeCapabilityCaveat,
-		vault.CodeFlowDeadlyThree, vault.CodeFlowProvenance, vault.CodeFlowReaders,
+		vault.CodeFlowDeadlyThree, vault.CodeFlowProvenance, vault.CodeFlowReaders, vault.CodeFlowClearance,
 		vault.CodePolicyDenied, vault.CodeScan:
 		return true
 	default:

@@ -54,7 +54,11 @@ func TestClearance(t *testing.T) {
 		"another compartment":                {both, both, []string{"crm"}, false, false, vault.CodeFlowClearance},
 		"written from another":               {vault.Public(), finance, nil, true, false, vault.CodeResultWithheld},
 		"written from another, cleared":      {vault.Public(), finance, []string{"finance"}, true, true, ""},
-		"written from another, else cleared": {finance, vault.Only("legal"), []string{"finance"}, true, false, vault.CodeResultWithheld},
+		"written from another, else cleared": {finance, finance.Join(vault.Only("legal")), []string{"finance"}, true, false, vault.CodeResultWithheld},
+		"of two, cleared for both":           {finance, finance.Join(vault.Only("legal")), []string{"finance", "legal"}, true, true, ""},
+		"joined with what is private":        {vault.Readers{}, finance.Join(vault.Readers{}), nil, true, false, vault.CodeResultWithheld},
+		"the same, cleared":                  {vault.Readers{}, vault.Readers{}.Join(finance), []string{"finance"}, true, true, ""},
+		"more compartments than are told":    {vault.Public(), vault.Readers{}.With(many()...), many(), true, false, vault.CodeResultWithheld},
 	} {
 		for n := range 2 { // with and without a frame before the result
 			t.Run(fmt.Sprintf("%s, %d frames", name, n), func(t *testing.T) {
@@ -82,6 +86,13 @@ func TestClearance(t *testing.T) {
 			})
 		}
 	}
+}
+
+func many() (names []string) {
+	for i := range 300 {
+		names = append(names, fmt.Sprint("c", i))
+	}
+	return names
 }
 
 // frames counts what reaches the agent beside the result.

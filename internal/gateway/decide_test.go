@@ -73,3 +73,22 @@ func TestDecideOutside(t *testing.T) {
 		})
 	}
 }
+
+// TestPermitIsNoResult: one id stands for a call here or for a permit, not for both.
+func TestPermitIsNoResult(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		s := &vaulttest.Stages{OnPolicy: vault.Allowed()}
+		g := newGateway(s)
+		for i := range 2 {
+			var err error
+			if (i == 0) == first {
+				_, err = g.Handle(t.Context(), call("1"), nil)
+			} else {
+				_, err = g.Decide(t.Context(), call("1"), nil)
+			}
+			if d := vault.DenialOf(err); (i == 0) != (d == nil) || d != nil && d.Reason.Code != vault.CodeCallArgsDiffer {
+				t.Errorf("use %d: %v", i, err)
+			}
+		}
+	}
+}

@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/pilox/vault"
@@ -114,7 +113,7 @@ type effect func(ctx context.Context, s *stream) (vault.Result, error)
 
 // once makes sure that a call id has one effect, however often it arrives.
 func (g *Gateway) once(ctx context.Context, f *vault.Facts, run effect, out vault.Stream) (vault.Result, error) {
-	e, mine, err := g.Tasks.begin(f.Call, f.Grant.Leaf)
+	e, mine, err := g.Tasks.begin(f.Call, f.Grant.Leaf, f.Outside)
 	if err != nil {
 		return vault.Result{}, g.refuse(ctx, f, vault.DenialOf(err))
 	}
@@ -259,8 +258,7 @@ func signed(f *vault.Facts) error {
 // compartments needs one of them; what is private without a name is the principal's,
 // for whom every task works.
 func cleared(f *vault.Facts, readers vault.Readers) error {
-	names := readers.Names()
-	if len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return slices.Contains(f.Grant.MayRead, n) }) {
+	if readers.ClearedFor(f.Grant.MayRead) {
 		return nil
 	}
 	return vault.NewDenial(vault.CodeFlowClearance, "", nil)

@@ -83,7 +83,7 @@ type entry struct {
 // fingerprint identifies what a call does and for whom, so that a reused id cannot
 // stand for something else. A result belongs to the agent that it was labelled
 // for, and to the link whose clearance it was checked against.
-func fingerprint(c *vault.Call, leaf vault.Digest) vault.Digest {
+func fingerprint(c *vault.Call, leaf vault.Digest, outside bool) vault.Digest {
 	args, params := c.Args.Digest(), c.Params.Digest()
 	b := make([]byte, 0, 512)
 	for _, s := range []string{"vault/call-print/v1", string(c.Kind), c.Target.Name, string(c.Agent)} {
@@ -91,6 +91,9 @@ func fingerprint(c *vault.Call, leaf vault.Digest) vault.Digest {
 	}
 	for _, d := range []vault.Digest{vault.Digest(c.Target.Server), leaf, args, params} {
 		b = append(b, d[:]...)
+	}
+	if outside { // the permit of another gateway's effect is no result of ours, nor the other way round
+		b = append(b, 1)
 	}
 	return sha256.Sum256(b)
 }
@@ -111,8 +114,8 @@ func (t *Tasks) get(id vault.TaskID) *task {
 
 // begin registers a call. mine is false if the id is in flight or closed: then
 // wait on the entry.
-func (t *Tasks) begin(c *vault.Call, leaf vault.Digest) (e *entry, mine bool, err error) {
-	what := fingerprint(c, leaf)
+func (t *Tasks) begin(c *vault.Call, leaf vault.Digest, outside bool) (e *entry, mine bool, err error) {
+	what := fingerprint(c, leaf, outside)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.get(c.Task)

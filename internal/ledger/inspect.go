@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/pilox/vault"
@@ -90,7 +91,23 @@ func inspect(ctx context.Context, cfg Config) (*Inspection, error) {
 			in.Runs++
 		}
 	}
-	for _, idx := range re.revoked {
+	if in.Problem == nil { // what the daemon needs of the fields, it can read
+		if _, err := re.result(ctx); err != nil {
+			in.Problem = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+	}
+	revoked := re.revoked
+	// Behind a fault nothing is proven. A revocation there that opens under our key is
+	// obeyed all the same: it only takes authority away.
+	for e, err := range cfg.Store.Entries(ctx, l.seq.size, in.Head.Size) {
+		if err != nil {
+			break
+		}
+		if e.Class == vault.ClassRevocation && !slices.Contains(revoked, e.Index) {
+			revoked = append(revoked, e.Index)
+		}
+	}
+	for _, idx := range revoked {
 		rev, err := re.revocation(ctx, idx)
 		if err != nil {
 			in.Unreadable++

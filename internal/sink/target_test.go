@@ -247,10 +247,10 @@ func TestReceiverRefuses(t *testing.T) {
 			w.Header().Set("Location", other.URL)
 			w.WriteHeader(http.StatusTemporaryRedirect)
 		}, "307"},
-		{"an error, said in control characters", func(w http.ResponseWriter, _ []byte) {
+		{"an error that quotes what was sent", func(w http.ResponseWriter, _ []byte) {
 			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprint(w, "\x1b[2J", strings.Repeat("x", 1000))
-		}, `403: "\x1b[2J`},
+			fmt.Fprint(w, "unknown token hunter2")
+		}, `403`},
 		{"an endless answer", func(w http.ResponseWriter, _ []byte) { fmt.Fprint(w, strings.Repeat("x", maxAnswer+1)) }, "larger than"},
 		{"too large", func(w http.ResponseWriter, _ []byte) { w.WriteHeader(http.StatusRequestEntityTooLarge) }, errTooLarge.Error()},
 	} {
@@ -258,7 +258,7 @@ func TestReceiverRefuses(t *testing.T) {
 			w := newWeb(t, httptest.NewServer)
 			w.answer = tt.answer
 			err := (&httpTarget{post: poster(t, w.URL, "", ""), format: Leaf}).send(t.Context(), views(newLedger(1)))
-			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 1000 {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 1000 || strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("err = %v", err)
 			}
 		})

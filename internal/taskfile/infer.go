@@ -49,7 +49,12 @@ func (in *inference) arg(pointer string, values []vault.Value, nesting int) (cap
 
 // secret reports whether a text may not be written into a file.
 func (in *inference) secret(pointer, s string) bool {
-	return s != "" && (secretName().MatchString(pointer[strings.LastIndexByte(pointer, '/')+1:]) || looksSecret(s))
+	return s != "" && (named(pointer) || looksSecret(s))
+}
+
+// named reports whether an argument is a credential by its name or one around it.
+func named(pointer string) bool {
+	return slices.ContainsFunc(strings.Split(pointer, "/"), secretName().MatchString)
 }
 
 // passes holds a candidate against every value: how it was made is not trusted.
@@ -103,7 +108,9 @@ func (in *inference) candidates(pointer string, values []vault.Value, nesting in
 			add(choice(set))
 		}
 	case vault.Number:
-		out = in.numbers(pointer, values)
+		if !named(pointer) {
+			out = in.numbers(pointer, values)
+		}
 	case vault.Array:
 		out = in.arrays(pointer, values, nesting)
 	case vault.Object:
@@ -396,7 +403,11 @@ func (in *inference) wholes(pointer string, values []vault.Value) (out []capabil
 			longest = max(longest, utf8.RuneCountInString(s))
 		}
 		for below, leaf := range v.Walk() {
-			if s, _ := leaf.Str(); in.secret(pointer+below, s) || looksSecret(below) {
+			s, _ := leaf.Str()
+			if leaf.Kind() == vault.Number {
+				s = leaf.Raw()
+			}
+			if in.secret(pointer+below, s) || looksSecret(below) {
 				in.kept++
 				raws[""] = true // no JSON, so the values are not listed
 			}

@@ -1,6 +1,7 @@
 package taskfile
 
 import (
+	"path"
 	"slices"
 	"strings"
 
@@ -89,6 +90,9 @@ func generalPaths(paths []string) []string {
 	dir, ok := commonPath(slices.Compact(plain))
 	if !ok || strings.Contains(dir, "*") {
 		dir = "/"
+	}
+	for looksSecret(dir) {
+		dir = path.Dir(dir)
 	}
 	below := strings.TrimSuffix(dir, "/") + "/"
 	all := below + "*"

@@ -328,6 +328,17 @@ func TestSecretsAreNotLearned(t *testing.T) {
 			t.Errorf("%s\n%s", doc, p.Text)
 		}
 	}
+	for _, doc := range []string{`{"pin":48213,"otp":991122}`, `{"credentials":{"value":48213,"x":991122}}`} {
+		if p := learn(t, lesson(seen(t, "desk.say", doc)), options()); strings.Contains(string(p.Text), "48213") || strings.Contains(string(p.Text), "991122") {
+			t.Errorf("%s\n%s", doc, p.Text)
+		}
+	}
+	for _, path := range []string{"/bot/" + secret + "/send", "/hooks/" + secret} {
+		call := Seen{Run: "t-1", Kind: vault.KindEgress, Name: "api.example.com", Args: jsonArgs(t, `{"method":"GET","path":"`+path+`"}`), Known: true}
+		if p := learn(t, lesson(call), options()); strings.Contains(string(p.Text), secret) || len(p.Targets) != 1 {
+			t.Errorf("%s\n%s", path, p.Text)
+		}
+	}
 	web := Seen{Run: "t-1", Kind: vault.KindEgress, Name: "api.example.com", Args: jsonArgs(t, `{"method":"GET","path":"/v1/x?key=`+secret+`"}`), Known: true}
 	uri := seen(t, "desk.file:///"+secret, `{}`)
 	uri.Kind = vault.KindResource

@@ -63,8 +63,9 @@ func NewTraces(ctx context.Context, c TracesConfig) (*Traces, error) {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
 	// The SDK tells what it could not send to one handler for the whole process.
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		c.Logger.WarnContext(ctx, "traces not delivered", "err", err)
+	// Its errors hold what the collector answered, which may quote a token.
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {
+		c.Logger.WarnContext(ctx, "traces not delivered", "to", c.URL)
 	}))
 	t := &Traces{provider: sdk.NewTracerProvider(
 		sdk.WithBatcher(exporter, sdk.WithMaxQueueSize(maxSpans), sdk.WithMaxExportBatchSize(spanBatch), sdk.WithBatchTimeout(spanPeriod), sdk.WithExportTimeout(4*spanTime)),
