@@ -140,9 +140,10 @@ func TestTokenExchange(t *testing.T) {
 			Issuers: []daemon.TokenIssuer{{Issuer: "https://idp.example", Audience: "vault", JWKS: filepath.Join(dir, "jwks.json"), Claim: "sub", Prefix: "user:"}},
 			Grants: []daemon.ExchangeGrant{{
 				Name: "act", Task: filepath.Join(dir, "task.yaml"), Digest: vault.Hash("task-file", []byte(file), nil).String(),
-				Subjects: []string{"user:anna"}, Life: 10 * time.Minute, PerDay: 1,
+				Subjects: []string{"user:anna", "user:carl"}, Life: 10 * time.Minute, PerDay: 1,
 			}},
 		}
+		c.Policy.Hooks = []daemon.Hook{{At: "token.delegate", Engine: "cel", Expr: `input.event.why == "exchange act" && input.principal.user != "user:carl"`}}
 	})
 	up := newUpstream(t, "act")
 	r.addURL("up", up.url)
@@ -162,6 +163,7 @@ func TestTokenExchange(t *testing.T) {
 		{"another issuer", idToken(func(c map[string]any) { c["iss"] = "https://evil.example" }), "act", "invalid_grant"},
 		{"an expired token", idToken(func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() }), "act", "invalid_grant"},
 		{"a subject that may not", idToken(func(c map[string]any) { c["sub"] = "bob" }), "act", "invalid_target"},
+		{"a subject whom the rules refuse", idToken(func(c map[string]any) { c["sub"] = "carl" }), "act", "invalid_target"},
 		{"a task that is not offered", idToken(nil), "pay", "invalid_target"},
 		{"a token that somebody else signed", signJWT(t, client.key, new(jose.SignerOptions).WithType("JWT").WithHeader("kid", "k1"), map[string]any{"iss": "https://idp.example", "aud": "vault", "sub": "anna", "exp": time.Now().Add(time.Hour).Unix()}), "act", "invalid_grant"},
 	} {
