@@ -428,7 +428,7 @@ func (g *Gateway) release(ctx context.Context, f *vault.Facts, e *entry, s *stre
 		res.Label = g.Flow.Label(ctx, f, res.Raw)
 		if err := cleared(f, res.Label.Readers); err != nil { // others' data was written there
 			denied = withheld(vault.Reason{Code: vault.CodeFlowClearance})
-			denied.Verdict, denied.Executed, denied.Retry = "withheld", vault.ExecutedYes, vault.RetryNever
+			denied.Verdict, denied.Executed, denied.Retry = "withheld", executed, vault.RetryNever
 			o.reason = denied.Reason
 			break
 		}
