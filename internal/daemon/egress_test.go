@@ -345,7 +345,7 @@ func TestEgressAndFlow(t *testing.T) {
 		}
 	})
 	t.Run("an answer from outside is an outsider's word", func(t *testing.T) {
-		task := r.mint(online("ask twice", "", entry))
+		task := r.mint(online("ask twice", cleared, entry)) // what was read from mail was sent there
 		wantAllowed(t, r.send(task, "c-5", "api.example.com", `{"method":"GET","path":"/v1/accounts/7"}`))
 		wantDenied(t, r.send(task, "c-6", "api.example.com", `{"method":"GET","path":"/v1/accounts/8"}`), vault.CodeApprovalRequired, vault.ExecutedNo)
 	})
